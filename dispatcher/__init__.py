@@ -1,0 +1,1 @@
+"""Takes tasks and events in, gets signed deliveries out."""

@@ -1,0 +1,62 @@
+"""Who is calling: the bearer token of a request, verified, and looked up so that revocation takes effect."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+
+from starlette.requests import Request
+
+from dispatcher.errors import Problem
+from dispatcher.installation import Installation
+from dispatcher.store import accounts
+from dispatcher.tokens import Caller, read
+
+#: seconds for which a token that was found live is not looked up again
+MAX_AGE = 2.0
+#: tokens that are remembered
+MAX_KNOWN = 10_000
+
+
+class Authenticator:
+    """Turns requests into callers. Remembers verified tokens for two seconds, by their hash."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+
+    async def caller(self, request: Request, *, scope: str | None = None) -> Caller:
+        """Who makes this request. Raises Problem `unauthorized`, or `forbidden` without the scope."""
+        caller = await self._identify(request)
+        if scope is not None and scope not in caller.scopes:
+            raise Problem("forbidden", f"This needs a token with the scope {scope}.")
+        return caller
+
+    async def processor(self, request: Request) -> str | None:
+        """The account whose tasks the caller may work on; None for every account's. Raises Problem."""
+        caller = await self.caller(request)
+        if "processor" in caller.scopes:
+            return None
+        return (await self.caller(request, scope="tasks:process")).account
+
+    async def _identify(self, request: Request) -> Caller:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise Problem("unauthorized", "Send a token as `Authorization: Bearer …`.")
+        digest = hashlib.sha256(token.encode()).digest()
+        known = self._known.get(digest)
+        if known is not None and known[0] > time.monotonic() and not _is_over(known[1]):
+            return known[1]
+        caller = read(token.strip(), keyring=self._installation.keyring, issuer=self._installation.issuer)
+        if not await accounts.is_token_live(self._installation.database, caller.jti):
+            self._known.pop(digest, None)
+            raise Problem("unauthorized", "The token is not valid.")
+        self._known[digest] = (time.monotonic() + MAX_AGE, caller)
+        if len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return caller
+
+
+def _is_over(caller: Caller) -> bool:
+    return caller.expires_at is not None and caller.expires_at <= time.time()

@@ -1,0 +1,63 @@
+"""What routes share: answers, pages, and looking things up."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Query
+from starlette.responses import Response
+
+from dispatcher.api import shapes, views
+from dispatcher.api.services import Services
+from dispatcher.errors import FieldError, Problem
+from dispatcher.ids import is_id
+from dispatcher.store import queries
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 200
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many items, at most.")]
+Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
+
+
+def answer(shape: msgspec.Struct, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A shape as a JSON response."""
+    return Response(msgspec.json.encode(shape), status_code=status, headers=headers, media_type="application/json")
+
+
+def before(cursor: str | None) -> str | None:
+    """The id that a page starts below. Raises Problem."""
+    if cursor is not None and not is_id(cursor):
+        raise invalid("/cursor", "must be the next_cursor of an earlier page")
+    return cursor
+
+
+def next_cursor(items: list[Any], limit: int) -> str | None:
+    """The cursor of the page after this one; None after the last."""
+    return items[-1].id if len(items) == limit else None
+
+
+def known(kind: str, identifier: str) -> str:
+    """An id that may exist. Raises Problem for a text that is none."""
+    if not is_id(identifier):
+        raise not_found(kind)
+    return identifier
+
+
+async def find_task(services: Services, account: str, task_id: str) -> shapes.Task:
+    """One of the account's tasks. Raises Problem."""
+    row = await queries.task(services.store.database, account, known("task", task_id))
+    if row is None:
+        raise not_found("task")
+    return views.task(row)
+
+
+def not_found(kind: str) -> Problem:
+    """There is no such object, or it is another account's."""
+    return Problem("not-found", f"There is no such {kind}.")
+
+
+def invalid(field: str, detail: str) -> Problem:
+    """A field that was wrong."""
+    return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])

@@ -1,0 +1,177 @@
+"""The hot routes: `POST /tasks` and `POST /tasks/batch`.
+
+They read the body's bytes themselves, and answer when the commit that holds the task is on disk. A relayed task
+whose lane has room is committed as leased to this process and handed to its lane at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from dispatcher import metrics
+from dispatcher.api import problems, shapes
+from dispatcher.api.reading import (
+    MAX_AROUND_PAYLOAD,
+    check_text,
+    decode,
+    idempotency_key,
+    moment,
+    read_body,
+    traceparent,
+    warnings_of,
+)
+from dispatcher.api.services import Services
+from dispatcher.bodies import Body
+from dispatcher.errors import Problem, StoreUnavailable
+from dispatcher.models import TaskState, lane_of
+from dispatcher.store.records import IdempotencyKey, LeasedDelivery, NewTask, Replayed
+from dispatcher.window import Token
+
+ACCEPTED = 202
+
+_encode = msgspec.json.encode
+
+
+class Intake:
+    """Accepts tasks."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def post_task(self, request: Request) -> Response:
+        """Accept one task."""
+        return await self._answered(request, self._post_task)
+
+    async def post_batch(self, request: Request) -> Response:
+        """Accept many tasks by one commit."""
+        return await self._answered(request, self._post_batch)
+
+    async def _answered(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
+        # The app's own handlers do the same; these routes are reached without going through the app.
+        try:
+            return await handler(request)
+        except Problem as problem:
+            return problems.response_of(problem)
+        except StoreUnavailable:
+            return problems.response_of(problems.unavailable())
+        except ClientDisconnect:
+            return Response(status_code=400)
+
+    async def _post_task(self, request: Request) -> Response:
+        caller = await self._services.auth.caller(request, scope="tasks:write")
+        body = await read_body(request, limit=self._services.settings.max_body + MAX_AROUND_PAYLOAD)
+        check_text(body)
+        key = idempotency_key(request, body, account=caller.account, route="POST /tasks")
+        task, token = self._services.reader.task(body, account=caller.account, trace=traceparent(request.headers))
+        answer = _encode(accepted(task, token))
+        replayed = await self._store([task], key=key, answer=answer)
+        return _response(replayed, answer, location=True)
+
+    async def _post_batch(self, request: Request) -> Response:
+        caller = await self._services.auth.caller(request, scope="tasks:write")
+        body = await read_body(request, limit=self._services.settings.max_batch)
+        key = idempotency_key(request, body, account=caller.account, route="POST /tasks/batch")
+        batch = decode(body, shapes.BatchRequest)
+        if len(batch.tasks) > self._services.settings.max_batch_items:
+            raise Problem(
+                "too-large",
+                f"At most {self._services.settings.max_batch_items} tasks are taken in one batch.",
+            )
+        trace = traceparent(request.headers)
+        tasks: list[NewTask] = []
+        items: list[shapes.BatchItem] = []
+        for index, raw in enumerate(batch.tasks):
+            try:
+                task, token = self._services.reader.task(
+                    raw, account=caller.account, trace=trace, prefix=f"/tasks/{index}"
+                )
+            except Problem as problem:
+                items.append(shapes.BatchItem(index=index, status=problem.status, problem=problem.as_dict()))
+            else:
+                tasks.append(task)
+                items.append(shapes.BatchItem(index=index, status=ACCEPTED, task=accepted(task, token)))
+        answer = _encode(shapes.BatchAccepted(items=items))
+        replayed = await self._store(tasks, key=key, answer=answer)
+        return _response(replayed, answer, location=False)
+
+    async def _store(self, tasks: Sequence[NewTask], *, key: IdempotencyKey | None, answer: bytes) -> Replayed | None:
+        hand_off = _HandOff(self._services, tasks)
+        return await self._services.store.accept(hand_off.tasks, key=key, answer=answer, then=hand_off.committed)
+
+
+class _HandOff:
+    """Reserves places in lanes before the commit, and fills them or gives them back after it."""
+
+    def __init__(self, services: Services, tasks: Sequence[NewTask]) -> None:
+        self._services = services
+        self.tasks = [
+            replace(task, handed_off=True)
+            if task.body is not None and services.engine.reserve(_lane(task), len(task.body.body))
+            else task
+            for task in tasks
+        ]
+
+    def committed(self, result: Replayed | Exception | None) -> None:
+        """What the commit brought: None when these tasks are on disk."""
+        stored = result is None
+        for task in self.tasks:
+            if task.body is None:
+                continue
+            if not task.handed_off:
+                if stored:
+                    self._services.engine.wake(_lane(task))
+            elif stored:
+                self._services.engine.hand_off(_leased(task, task.body))
+            else:
+                self._services.engine.cancel_reservation(_lane(task), len(task.body.body))
+        if stored:
+            metrics.tasks_accepted.inc(len(self.tasks))
+            if any(task.body is None for task in self.tasks):
+                self._services.tasks.wake()
+
+
+def accepted(task: NewTask, token: Token) -> shapes.TaskAccepted:
+    """What the caller is told about a task that was accepted."""
+    callback = task.callback
+    return shapes.TaskAccepted(
+        id=task.id,
+        delivery_id=task.delivery_id,
+        state=TaskState.QUEUED if task.body is None else TaskState.SUCCEEDED,
+        callback=shapes.CallbackSummary(
+            host=callback.origin.partition("://")[2],
+            token=token.kind,
+            expires_at=None if callback.window_end is None else moment(callback.window_end),
+            warnings=warnings_of(token),
+        ),
+    )
+
+
+def _lane(task: NewTask) -> str:
+    return lane_of(task.account, task.callback.origin)
+
+
+def _leased(task: NewTask, body: Body) -> LeasedDelivery:
+    return LeasedDelivery(
+        id=task.delivery_id,
+        wire_id=task.delivery_id,
+        account=task.account,
+        lane=_lane(task),
+        attempt=1,
+        event=task.type,
+        callback=task.callback,
+        body=body,
+        traceparent=task.traceparent,
+    )
+
+
+def _response(replayed: Replayed | None, answer: bytes, *, location: bool) -> Response:
+    body = answer if replayed is None else replayed.answer
+    headers = {} if replayed is None else {"Idempotency-Replayed": "true"}
+    if location:
+        headers["Location"] = f"/tasks/{msgspec.json.decode(body)['id']}"
+    return Response(body, status_code=ACCEPTED, headers=headers, media_type="application/json")

@@ -1,0 +1,307 @@
+"""Reads a task out of a request: every check that needs no database, each error with its field."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from dispatcher import egress
+from dispatcher.api import problems, shapes
+from dispatcher.bodies import Message, compose
+from dispatcher.config import Settings
+from dispatcher.egress import EgressPolicy, Target
+from dispatcher.errors import EgressRefused, FieldError, Problem
+from dispatcher.headers import RESERVED
+from dispatcher.ids import new_id
+from dispatcher.models import BodyMode
+from dispatcher.processors.registry import RELAY, Registry
+from dispatcher.store.records import Callback, Headers, IdempotencyKey, NewTask
+from dispatcher.window import Token, TokenKind, find_token
+from subscriptions import signatures
+from subscriptions.keyring import Keyring
+from subscriptions.secrets import Secret, SecretError
+from subscriptions.secrets import check as check_secret
+from subscriptions.signatures import SignatureError
+
+#: what a task's request may hold beside its payload: URL, headers, metadata and the JSON around them, bytes
+MAX_AROUND_PAYLOAD = 192 * 1024
+#: a task's metadata, bytes
+MAX_METADATA = 16 * 1024
+#: seconds between the end of processing and the end of the window, at least: time for one delivery
+WINDOW_SLACK = 10.0
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[\[\]{}]")
+_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}\Z")
+_HEADER_VALUE = re.compile(r"(?:[\x21-\x7e](?:[\x20-\x7e\t]*[\x21-\x7e])?)?\Z")
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+Shape = TypeVar("Shape", bound=msgspec.Struct)
+
+_decode_task = msgspec.json.Decoder(shapes.TaskRequest).decode
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The body of a request. Raises Problem `too-large` without reading further than `limit` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
+        raise _too_large("", limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large("", limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_shape(request: Request, shape: type[Shape], *, limit: int = MAX_AROUND_PAYLOAD) -> Shape:
+    """The body of a request as a shape. Raises Problem."""
+    return decode(await read_body(request, limit=limit), shape)
+
+
+def decode(body: bytes, shape: type[Shape]) -> Shape:
+    """JSON as a shape. Raises Problem."""
+    check_text(body)
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise problems.of_decoding(exc) from None
+
+
+def check_text(body: bytes) -> None:
+    """Raises Problem unless the bytes are UTF-8: raw payloads are kept unparsed, and JSON is UTF-8 (RFC 8259)."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise Problem("invalid-json", "The body is not valid JSON in UTF-8.") from None
+
+
+def idempotency_key(request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
+    """The request's idempotency key, if it has one. Raises Problem."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not _KEY.match(key):
+        raise _invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
+    return IdempotencyKey(account=account, route=route, key=key, fingerprint=hashlib.sha256(body).digest())
+
+
+def traceparent(headers: Mapping[str, str]) -> str | None:
+    """The caller's trace context, to be passed on (W3C Trace Context); None if there is no valid one."""
+    value = headers.get("traceparent", "")
+    return value if _TRACEPARENT.match(value) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """What it takes to read a task."""
+
+    settings: Settings
+    policy: EgressPolicy
+    registry: Registry
+    keyring: Keyring
+
+    def task(
+        self, raw: bytes | msgspec.Raw, *, account: str, trace: str | None, prefix: str = ""
+    ) -> tuple[NewTask, Token]:
+        """A task, ready to be stored. `prefix` is its place in the body, as a JSON pointer. Raises Problem."""
+        try:
+            request = _decode_task(raw)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise problems.of_decoding(exc, prefix) from None
+        payload = bytes(request.payload)
+        self.check_json(payload, f"{prefix}/payload", self.settings.max_body)
+        timeout = self._timeout(request.type, prefix)
+        callback, token = self.callback(request, account=account, timeout=timeout, prefix=prefix)
+        task_id, delivery_id = new_id(), new_id()
+        relay = request.type == RELAY
+        mode = request.body or (BodyMode.RAW if relay else BodyMode.ENVELOPE)
+        message = Message(
+            wire_id=delivery_id,
+            type=request.type,
+            payload=payload,
+            created_at_ms=time.time_ns() // 1_000_000,
+            task_id=task_id,
+        )
+        task = NewTask(
+            id=task_id,
+            delivery_id=delivery_id,
+            account=account,
+            type=request.type,
+            body_mode=mode,
+            callback=callback,
+            payload=None if relay else payload,
+            body=compose(mode, message, source=self.settings.event_source) if relay else None,
+            metadata=self._metadata(request.metadata, f"{prefix}/metadata"),
+            traceparent=trace,
+        )
+        return task, token
+
+    def callback(
+        self,
+        request: shapes.TaskRequest | shapes.CallbackRequest,
+        *,
+        account: str,
+        timeout: float,
+        prefix: str = "",
+    ) -> tuple[Callback, Token]:
+        """A callback, vetted as far as that goes without DNS, and the token in its URL. Raises Problem."""
+        target = self._target(request.callback_url, f"{prefix}/callback_url")
+        token = find_token(target.path)
+        window_end = _window_end(token, request.deliver_before)
+        if window_end is not None:
+            _check_window(window_end, timeout, prefix)
+        callback = Callback(
+            url=Secret(request.callback_url),
+            secret=_secret(request.secret, f"{prefix}/secret"),
+            headers=self._headers(request.headers or {}, f"{prefix}/headers"),
+            schemes=None if request.schemes is None else tuple(request.schemes),
+            origin=target.origin,
+            fingerprint=self.keyring.fingerprint(request.callback_url, account=account),
+            token=token.kind,
+            window_end=None if window_end is None else int(window_end * 1000),
+        )
+        if callback.secret is not None and callback.schemes is not None:
+            check_schemes(callback.schemes, callback.secret, f"{prefix}/schemes")
+        return callback, token
+
+    def _target(self, url: str, field: str) -> Target:
+        if len(url) > self.settings.max_url:
+            raise _too_large(field, self.settings.max_url, unit="characters")
+        try:
+            target = egress.parse(url)
+            egress.admit(target, self.policy)
+        except EgressRefused as exc:
+            raise Problem(
+                "egress",
+                "The callback URL is not one we send to.",
+                errors=[FieldError(field=field, detail=exc.detail)],
+            ) from None
+        return target
+
+    def _timeout(self, task_type: str, prefix: str) -> float:
+        if task_type == RELAY:
+            return 0.0
+        processor = self.registry.get(task_type)
+        if processor is None:
+            raise Problem(
+                "unknown-type",
+                "GET /processors lists the types there are.",
+                errors=[FieldError(field=f"{prefix}/type", detail="is not the name of a processor")],
+            )
+        return processor.timeout
+
+    def _metadata(self, raw: msgspec.Raw, field: str) -> bytes | None:
+        metadata = bytes(raw)
+        if metadata == b"null":
+            return None
+        if not metadata.startswith(b"{"):
+            raise _invalid(field, "must be an object")
+        self.check_json(metadata, field, MAX_METADATA)
+        return metadata
+
+    def check_json(self, raw: bytes, field: str, limit: int) -> None:
+        """Raises Problem when JSON is longer than `limit` bytes, or nested too deeply."""
+        if len(raw) > limit:
+            raise _too_large(field, limit)
+        if nesting(raw) > self.settings.max_nesting:
+            raise _invalid(field, f"must not be nested deeper than {self.settings.max_nesting}")
+
+    def _headers(self, headers: Mapping[str, str], field: str) -> Headers:
+        if len(headers) > self.settings.max_headers:
+            raise _invalid(field, f"must not have more than {self.settings.max_headers} headers")
+        if len({name.lower() for name in headers}) < len(headers):
+            raise _invalid(field, "must not name a header twice")
+        for name, value in headers.items():
+            if not _HEADER_NAME.match(name):
+                raise _invalid(field, "must have header names as in RFC 9110, of at most 100 characters")
+            if RESERVED.match(name):
+                raise _invalid(f"{field}/{name}", "is a header that the dispatcher sets itself")
+            if not _HEADER_VALUE.match(value):
+                raise _invalid(f"{field}/{name}", "must be printable ASCII without space at its ends")
+            if len(name) + len(value) > self.settings.max_header:
+                raise _too_large(f"{field}/{name}", self.settings.max_header)
+        return tuple(headers.items())
+
+
+def nesting(raw: bytes) -> int:
+    """How deep valid JSON is nested; exact only where it could matter, else an upper bound."""
+    bound = raw.count(b"[") + raw.count(b"{")
+    if bound <= 16:
+        return bound
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):
+        if bracket in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
+    return deepest
+
+
+def check_schemes(schemes: tuple[str, ...], secret: Secret, field: str) -> None:
+    """Raises Problem unless these schemes go together and the secret can serve them."""
+    try:
+        signatures.check_schemes([signatures.Scheme(scheme) for scheme in schemes], secret)
+    except SignatureError as exc:
+        raise _invalid(field, str(exc)) from None
+
+
+def _secret(text: str | None, field: str) -> Secret | None:
+    if text is None:
+        return None
+    try:
+        return check_secret(text)
+    except SecretError as exc:
+        raise _invalid(field, str(exc)) from None
+
+
+def _window_end(token: Token, deliver_before: datetime | None) -> float | None:
+    ends = [token.expires_at, None if deliver_before is None else deliver_before.timestamp()]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _check_window(window_end: float, timeout: float, prefix: str) -> None:
+    earliest = time.time() + timeout + WINDOW_SLACK
+    if window_end < earliest:
+        raise Problem(
+            "token-expired",
+            "The token, or deliver_before, ends before a result could be delivered.",
+            errors=[FieldError(field=f"{prefix}/callback_url", detail="must be usable until earliest_exp")],
+            extra={"earliest_exp": moment(int(earliest * 1000) + 1000)},
+        )
+
+
+def warnings_of(token: Token) -> list[str]:
+    """What the caller should know about their callback."""
+    if token.kind is TokenKind.JWT and token.expires_at is None:
+        return ["the token in the callback URL has no exp, so nothing tells when to stop trying"]
+    return []
+
+
+def moment(ms: int | None) -> str:
+    """Milliseconds since the epoch as RFC 3339, in UTC."""
+    return datetime.fromtimestamp((ms or 0) / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _invalid(field: str, detail: str) -> Problem:
+    return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])
+
+
+def _too_large(field: str, limit: int, *, unit: str = "bytes") -> Problem:
+    return Problem(
+        "too-large",
+        f"At most {limit} {unit} are taken here.",
+        errors=[FieldError(field=field, detail=f"must not have more than {limit} {unit}")],
+    )

@@ -1,0 +1,16 @@
+"""All routes but the hot ones, each resource in a module of its own."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from dispatcher.api import account, deliveries, installation, tasks, work
+from dispatcher.api.services import Services
+
+
+def build(services: Services) -> APIRouter:
+    """All routes, over these services."""
+    router = APIRouter()
+    for resource in (tasks, work, deliveries, account, installation):
+        resource.add_routes(router, services)
+    return router

@@ -1,0 +1,193 @@
+"""The command line: `dispatcher serve`, `dispatcher token …`."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import sys
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from dispatcher import logs, tokens
+from dispatcher.config import Settings, load
+from dispatcher.errors import ConfigError, StoreUnavailable
+from dispatcher.installation import open_installation
+from dispatcher.server import serve as run_server
+from dispatcher.store import accounts
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Accepts tasks, delivers signed webhooks, and loses nothing it accepted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+token_app = typer.Typer(
+    help="API tokens: make, list and revoke them. Works while the server runs.", no_args_is_help=True
+)
+app.add_typer(token_app, name="token")
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where database and keyring are. [env: DISPATCHER_DATA_DIR]", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8080]; 0 picks a free one.")] = None,
+    data_dir: DataDir = None,
+    dev: Annotated[
+        bool | None,
+        typer.Option("--dev", help="Admit http, loopback and any port for callbacks; print a token."),
+    ] = None,
+    processors: Annotated[
+        list[str] | None, typer.Option(help="Module that registers processors. Can be repeated.")
+    ] = None,
+) -> None:
+    """Run the whole service: API, task engine, delivery engine and maintenance."""
+    settings = _settings(host=host, port=port, data_dir=data_dir, dev=dev, processors=tuple(processors or ()) or None)
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    _run(run_server(settings))
+
+
+@token_app.command("create")
+def create_token(
+    account: Annotated[str, typer.Option(help="The account that the token speaks for.")],
+    scope: Annotated[list[str], typer.Option(help=f"What it allows; repeat it. One of: {', '.join(tokens.SCOPES)}.")],
+    expires_in: Annotated[
+        float | None, typer.Option(help="Days until it ends; without it, it ends only by revocation.")
+    ] = None,
+    note: Annotated[str | None, typer.Option(help="What it is for; shown in lists.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a token, and print it alone on stdout. It is kept nowhere."""
+    if expires_in is not None and not 0 < expires_in <= 36_500:
+        _fail("--expires-in must be more than 0 and at most 36500 days")
+    if note is not None and len(note) > 200:
+        _fail("--note must have at most 200 characters")
+
+    async def make(settings: Settings) -> str:
+        async with AsyncExitStack() as stack:
+            installation = await open_installation(settings)
+            stack.push_async_callback(installation.database.close)
+            return await tokens.issue(
+                installation,
+                account=account,
+                scopes=scope,
+                actor=_actor(),
+                ttl=None if expires_in is None else expires_in * 86_400,
+                note=note,
+            )
+
+    typer.echo(_run(make(_settings(data_dir=data_dir))))
+
+
+@token_app.command("list")
+def list_tokens(
+    account: Annotated[str | None, typer.Option(help="Only this account's tokens.")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List tokens: who they speak for, what they allow, and whether they are still good. Never the tokens."""
+
+    async def read(settings: Settings) -> list[accounts.Token]:
+        async with AsyncExitStack() as stack:
+            installation = await open_installation(settings)
+            stack.push_async_callback(installation.database.close)
+            return await accounts.list_tokens(installation.database, account)
+
+    found = _run(read(_settings(data_dir=data_dir)))
+    if as_json:
+        typer.echo(json.dumps([_shown(token) for token in found], indent=2))
+        return
+    table = Table("id", "account", "scopes", "state", "made", "note")
+    for token in found:
+        shown = _shown(token)
+        table.add_row(token.jti, token.account, " ".join(token.scopes), shown["state"], shown["created_at"], token.note)
+    Console().print(table)
+
+
+@token_app.command("revoke")
+def revoke_token(
+    jti: Annotated[str, typer.Argument(help="The token's id, as `token list` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Revoke a token. Servers refuse it within two seconds."""
+
+    async def revoke(settings: Settings) -> accounts.Token | None:
+        async with AsyncExitStack() as stack:
+            installation = await open_installation(settings)
+            stack.push_async_callback(installation.database.close)
+            return await accounts.revoke_token(installation.database, jti, actor=_actor())
+
+    if _run(revoke(_settings(data_dir=data_dir))) is None:
+        _fail("there is no token with this id; `dispatcher token list` shows them")
+    typer.echo(f"revoked {jti}", err=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _settings(**options: Any) -> Settings:
+    try:
+        return load(**options)
+    except ConfigError as exc:
+        _fail(str(exc))
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return uvloop.run(work)
+    except (ConfigError, StoreUnavailable) as exc:
+        _fail(str(exc))
+    except asyncio.CancelledError:
+        raise SystemExit(130) from None
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"dispatcher: {message}", file=sys.stderr)  # noqa: T201 - a command line speaks to its user
+    raise SystemExit(2)
+
+
+def _actor() -> str:
+    try:
+        return f"command line, {getpass.getuser()}"[:100]
+    except (KeyError, OSError):
+        return "command line"
+
+
+def _shown(token: accounts.Token) -> dict[str, Any]:
+    now = datetime.now(UTC).timestamp() * 1000
+    expired = token.expires_at is not None and token.expires_at <= now
+    return {
+        "id": token.jti,
+        "account": token.account,
+        "scopes": list(token.scopes),
+        "state": "revoked" if token.revoked_at is not None else "expired" if expired else "live",
+        "note": token.note,
+        "created_at": _iso(token.created_at),
+        "expires_at": _iso(token.expires_at),
+        "revoked_at": _iso(token.revoked_at),
+    }
+
+
+def _iso(ms: int | None) -> str | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Getting deliveries out: resolve, connect, send, settle."""

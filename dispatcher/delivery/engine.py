@@ -1,0 +1,404 @@
+"""The delivery engine: lease -> send -> settle, for first tries and retries alike.
+
+Work reaches a lane in two ways: handed off by intake with its commit, or leased from the database when the agenda
+says that it is due. From there on there is one path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from dispatcher import metrics
+from dispatcher.config import LEASE_MARGIN, Settings
+from dispatcher.delivery.agenda import Agenda
+from dispatcher.delivery.lanes import Lane, Lanes
+from dispatcher.delivery.sender import Sender
+from dispatcher.errors import LeaseLost, StoreUnavailable
+from dispatcher.store import Store
+from dispatcher.store.accounts import Account
+from dispatcher.store.deliveries import MAX_LANES_PER_CLAIM, Release
+from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
+
+log = structlog.get_logger(__name__)
+
+#: seconds after which a request that got no answer yet stops counting against the send slots
+PATIENCE = 0.5
+#: deliveries leased in one go at most, so that their bodies fit into memory
+MAX_LEASE = 256
+#: seconds between scans for work that no hint told of
+SCAN_INTERVAL = 60.0
+#: lanes read by one step of a scan
+SCAN_PAGE = 200
+#: a lane that is quiet for longer than this, seconds, gives its queue back to the database
+MAX_QUIET_IN_MEMORY = 5.0
+
+
+class Engine:
+    """Sends what is due. `start()` it once; `stop()` finishes what is in flight and gives the rest back."""
+
+    def __init__(self, store: Store, sender: Sender, accounts: AccountCache, settings: Settings) -> None:
+        self._store = store
+        self._sender = sender
+        self._accounts = accounts
+        self._settings = settings
+        self._lanes = Lanes(
+            widest=settings.lane_concurrency,
+            max_bytes=settings.queue_bytes,
+            max_in_flight=settings.max_in_flight,
+        )
+        self._agenda = Agenda()
+        self._wake = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        #: every delivery that this process holds a lease of, until it is settled
+        self._known: set[str] = set()
+        self._unexplained: set[str] = set()
+        #: requests that count against the send slots
+        self._fresh = 0
+        self._in_flight = 0
+        self._session_until = 0.0
+        #: due work waits for memory, or for the session's heartbeat
+        self._starved = False
+        self._stopping = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to lease and send."""
+        await self._beat()
+        self._loops = [
+            asyncio.create_task(self._forever(step, pause), name=step.__name__)
+            for step, pause in (
+                (self._lease_due, 0.0),
+                (self._scan, SCAN_INTERVAL),
+                (self._beat_then_pump, self._settings.session_ttl / 6),
+            )
+        ]
+
+    async def stop(self) -> None:
+        """Stop taking work, finish what is in flight within the grace time, give back every other lease."""
+        self._stopping = True
+        for loop in self._loops[:2]:
+            loop.cancel()
+        self._spawn(self._give_back([delivery for lane in self._lanes for delivery in self._lanes.empty(lane)]))
+        await asyncio.wait(self._sends, timeout=self._settings.grace)
+        for task in self._sends:
+            task.cancel()
+        for loop in self._loops[2:]:
+            loop.cancel()
+        await asyncio.gather(*self._sends, *self._loops, return_exceptions=True)
+        if self._known:
+            # Cut off in the middle of a request: the next process must know that it may have arrived.
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.interrupt(sorted(self._known))
+
+    # Hand-off from intake
+
+    def reserve(self, lane: str, size: int) -> bool:
+        """Promise a place in a lane to a delivery that is about to be committed as leased to this process."""
+        now = _now()
+        if self._stopping or self._agenda.is_due(lane, now) or not self._has_lease_for_a_send():
+            return False
+        return self._lanes.reserve(lane, size, now)
+
+    def cancel_reservation(self, lane: str, size: int) -> None:
+        """Take back the promise: the delivery was not committed."""
+        self._lanes.cancel_reservation(lane, size)
+        self._reconsider(self._lanes.get(lane), _now())
+
+    def hand_off(self, delivery: LeasedDelivery) -> None:
+        """Take a delivery that was committed as leased to this process, on a reserved place."""
+        self._lanes.cancel_reservation(delivery.lane, delivery.size)
+        self._take_in([delivery])
+
+    def wake(self, lane: str, delay: float = 0.0) -> None:
+        """Tell that a lane has work in the database, due in `delay` seconds."""
+        self._agenda.note(lane, _now() + delay)
+        self._wake.set()
+
+    # Lease
+
+    async def _lease_due(self) -> None:
+        """Lease due work of the lanes that have room, then sleep until something changes."""
+        now = _now()
+        claims = self._claims(now)
+        if not claims:
+            due = None if self._starved else self._agenda.next_due()
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if due is None else max(0.001, due - now)):
+                    await self._wake.wait()
+            return
+        try:
+            batch = await self._store.lease(claims)
+        except StoreUnavailable:
+            for claim in claims:
+                self._agenda.note(claim.lane, now)
+            raise
+        self._take_in(batch.deliveries)
+        now = _now()
+        for lane, delay in batch.next_due.items():
+            if delay is not None:
+                self._agenda.note(lane, now + delay)
+
+    def _claims(self, now: float) -> list[LaneClaim]:
+        # What ends the want, a send that ends or a heartbeat, also wakes us.
+        self._starved = not (self._lanes.has_memory() and self._has_lease_for_a_send())
+        if self._starved:
+            return []
+        claims: list[LaneClaim] = []
+        left = MAX_LEASE
+        while left > 0 and len(claims) < MAX_LANES_PER_CLAIM:
+            due = self._agenda.take_due(now, 1)
+            if not due:
+                break
+            lane = self._lanes.get(due[0])
+            room = min(lane.room(now), left)
+            if room > 0:
+                lane.backlog = False
+                claims.append(LaneClaim(lane=lane.key, limit=room))
+                left -= room
+            elif now < lane.quiet_until:
+                self._agenda.note(lane.key, lane.quiet_until)
+            else:
+                lane.backlog = True
+        return claims
+
+    def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
+        now = _now()
+        for delivery in deliveries:
+            self._known.add(delivery.id)
+            self._lanes.put(delivery, now)
+        self._pump()
+
+    # Send
+
+    def _pump(self) -> None:
+        """Start as many sends as there are slots and turns."""
+        while (
+            not self._stopping
+            and self._fresh < self._settings.send_slots
+            and self._in_flight < self._settings.max_in_flight
+            and self._has_lease_for_a_send()
+        ):
+            turn = self._lanes.take(_now())
+            if turn is None:
+                break
+            self._fresh += 1
+            self._in_flight += 1
+            task = asyncio.create_task(self._deliver(*turn))
+            self._sends.add(task)
+            task.add_done_callback(self._sends.discard)
+        metrics.in_flight.set(self._in_flight)
+        metrics.queued.set(self._lanes.waiting)
+        metrics.lanes.set(len(self._lanes))
+
+    async def _deliver(self, lane: Lane, delivery: LeasedDelivery) -> None:
+        """Send a leased delivery, free its slot, settle what came of it, and plan what is next."""
+        try:
+            report = await self._send(lane, delivery)
+            self._learn(lane, report)
+            settled = await self._settle(report)
+            if settled is not None:
+                self._plan(lane, settled)
+        except Exception:
+            # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
+            log.exception("delivery_failed_inside", delivery=delivery.id)
+        self._known.discard(delivery.id)
+
+    async def _send(self, lane: Lane, delivery: LeasedDelivery) -> Report:
+        slot = _Slot(self)
+        try:
+            async for attempt in self._until_available():
+                with attempt:
+                    account = await self._accounts.get(delivery.account)
+            return await self._sender.send(delivery, account)
+        finally:
+            slot.free()
+            self._in_flight -= 1
+            self._lanes.finish(lane, delivery, _now())
+
+    async def _settle(self, report: Report) -> Settled | None:
+        """Record the attempt, however long the database is away. None when the lease was lost meanwhile."""
+        async for attempt in self._until_available():
+            with attempt:
+                try:
+                    return await self._store.settle(report)
+                except LeaseLost:
+                    log.warning("lease_lost", delivery=report.delivery_id, attempt=report.attempt)
+        return None
+
+    def _learn(self, lane: Lane, report: Report) -> None:
+        now = _now()
+        lane.note(report.answer.outcome, report.answer.status, now)
+        if now < lane.quiet_until:
+            self._hush(lane, lane.quiet_until - now)
+        else:
+            self._lanes.refresh(lane, now)
+        self._reconsider(lane, now)
+        self._pump()
+
+    def _reconsider(self, lane: Lane, now: float) -> None:
+        """Lease more if there is more, now that a place is free."""
+        if lane.backlog and lane.room(now) >= max(1, lane.width // 2):
+            lane.backlog = False
+            self._agenda.note(lane.key, now)
+            self._wake.set()
+        elif self._starved:
+            self._wake.set()
+
+    def _plan(self, lane: Lane, settled: Settled) -> None:
+        now = _now()
+        if settled.pause is not None:
+            lane.quiet_until = max(lane.quiet_until, now + settled.pause)
+            self._hush(lane, settled.pause)
+        if settled.delay is not None:
+            self.wake(settled.lane, settled.delay)
+
+    def _hush(self, lane: Lane, seconds: float) -> None:
+        """A lane is quiet for a while: look at it again then, and hold no leases for it too long."""
+        if seconds > MAX_QUIET_IN_MEMORY:
+            deliveries = self._lanes.empty(lane)
+            if deliveries:
+                self._spawn(self._give_back(deliveries, delay=seconds))
+        else:
+            asyncio.get_running_loop().call_later(seconds, self._speak_again, lane)
+
+    def _speak_again(self, lane: Lane) -> None:
+        self._lanes.refresh(lane, _now())
+        self._pump()
+
+    # Give back
+
+    async def _give_back(self, deliveries: list[LeasedDelivery], *, delay: float = 0.0) -> None:
+        async def one(delivery: LeasedDelivery) -> None:
+            async for attempt in self._until_available():
+                with attempt:
+                    await self._store.release(Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay))
+            self._known.discard(delivery.id)
+            self._agenda.note(delivery.lane, _now() + delay)
+
+        await asyncio.gather(*map(one, deliveries))
+        self._wake.set()
+
+    # Upkeep
+
+    async def _scan(self) -> None:
+        """Find lanes with work that no hint told of, and leases of ours that nobody works on."""
+        after = ""
+        while True:
+            found = await self._store.due_lanes(after=after, limit=SCAN_PAGE)
+            for lane, delay in found.items():
+                self.wake(lane, delay)
+            if len(found) < SCAN_PAGE:
+                break
+            after = max(found)
+        self._lanes.forget_idle(_now())
+        unexplained = await self._store.unknown_leases(frozenset(self._known))
+        # Twice in a row, a whole interval apart: not just on its way from a commit to us.
+        stray = (unexplained & self._unexplained) - self._known
+        self._unexplained = unexplained
+        if stray:
+            log.error("stray_leases", count=len(stray))
+            await self._store.interrupt(sorted(stray))
+
+    async def _beat_then_pump(self) -> None:
+        await self._beat()
+        self._pump()
+        self._wake.set()
+
+    async def _beat(self) -> None:
+        started = _now()
+        if not await self._store.heartbeat():
+            log.warning("session_over")
+            # Its leases are being freed by whoever ended it; nothing of them may be sent any more.
+            for lane in self._lanes:
+                self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
+            await self._store.renew_session()
+        self._session_until = started + self._settings.session_ttl
+
+    def _has_lease_for_a_send(self) -> bool:
+        return self._session_until - _now() >= self._settings.send_timeout + LEASE_MARGIN
+
+    async def _forever(self, step: Any, pause: float) -> None:
+        """Run a step again and again; a database that is away slows it down but does not end it."""
+        failures = 0
+        while True:
+            try:
+                await step()
+                failures = 0
+            except StoreUnavailable:
+                failures += 1
+            except Exception:
+                failures += 1
+                log.exception("engine_step_failed", step=step.__name__)
+            await asyncio.sleep(pause if not failures else min(5.0, 0.1 * 2**failures))
+
+    def _until_available(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    def slot_freed(self) -> None:
+        """A request has its answer, or has waited so long that others go first."""
+        self._fresh -= 1
+        self._pump()
+
+
+class _Slot:
+    """A request's claim on a send slot, until it is answered or patience ends."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.free)
+
+    def free(self) -> None:
+        self._timer.cancel()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.slot_freed()
+
+
+class AccountCache:
+    """Accounts' settings, read again after a moment, so that a change takes effect everywhere soon."""
+
+    #: seconds
+    MAX_AGE = 2.0
+    #: accounts
+    MAX_SIZE = 10_000
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._cached: dict[str, tuple[float, Account]] = {}
+
+    async def get(self, account: str) -> Account:
+        """The account's settings, at most MAX_AGE old."""
+        now = _now()
+        cached = self._cached.get(account)
+        if cached is not None and cached[0] > now:
+            return cached[1]
+        fresh = await self._store.account(account)
+        if len(self._cached) >= self.MAX_SIZE:
+            self._cached.clear()
+        self._cached[account] = (now + self.MAX_AGE, fresh)
+        return fresh
+
+    def forget(self, account: str) -> None:
+        """Read this account again when it is next asked for."""
+        self._cached.pop(account, None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,123 @@
+"""One installation on disk: data directory, keyring, database, and the lock of the process that serves it.
+
+data_dir/
+├── dispatcher.db   the embedded database (SQLite, with its -wal and -shm files)
+├── keyring.json    the keys that encrypt secrets and callback URLs, and sign API tokens (mode 0600)
+└── serve.lock      held by the one process that owns the embedded database
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.config import Settings
+from dispatcher.errors import ConfigError
+from dispatcher.ids import new_id
+from dispatcher.store import migrations
+from dispatcher.store.database import Database, embedded_url, now_ms
+from dispatcher.store.tables import installation
+from subscriptions.keyring import Keyring, KeyringError, Place
+
+_CANARY = Place(purpose="canary", account="", table="installation", column="canary", row="1")
+_CANARY_TEXT = b"this keyring opens this database"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """An opened installation."""
+
+    database: Database
+    keyring: Keyring
+    #: names this installation in the `iss` claim of its tokens
+    issuer: str
+    #: whether the database belongs to one process at a time
+    embedded: bool
+
+
+async def open_installation(settings: Settings) -> Installation:
+    """Open the installation, and make it if there is none.
+
+    Raises ConfigError when the data directory cannot be used, or when keyring and database do not belong
+    together.
+    """
+    embedded = settings.database_url is None
+    data_dir = settings.data_dir
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(data_dir / "setup.lock", wait=True):
+            database = Database(settings.database_url or embedded_url(data_dir))
+            if embedded:
+                _restrict(data_dir / "dispatcher.db")
+            try:
+                async with database.write() as connection:
+                    await connection.run_sync(migrations.upgrade)
+                    keyring, issuer = await _match(connection, data_dir / "keyring.json")
+            except BaseException:
+                await database.close()
+                raise
+    except OSError as exc:
+        raise ConfigError(f"the data directory {data_dir} cannot be used: {exc.strerror}") from exc
+    except KeyringError as exc:
+        raise ConfigError(f"the keyring in {data_dir} cannot be used: {exc}") from exc
+    return Installation(database=database, keyring=keyring, issuer=issuer, embedded=embedded)
+
+
+@contextmanager
+def sole_server(settings: Settings) -> Iterator[None]:
+    """Own the embedded database for as long as the block runs. Raises ConfigError when another process does."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(settings.data_dir / "serve.lock", wait=False):
+        yield
+
+
+async def _match(connection: AsyncConnection, file: Path) -> tuple[Keyring, str]:
+    """The keyring and issuer that belong to the database. Both are made when there are none."""
+    row: Any = (await connection.execute(sa.select(installation))).one_or_none()
+    if row is None:
+        keyring = Keyring.load(file) if file.exists() else Keyring.create(file)
+        issuer = new_id()
+        await connection.execute(
+            sa.insert(installation).values(
+                id=1, issuer=issuer, canary=keyring.seal(_CANARY_TEXT, where=_CANARY), created_at=now_ms()
+            )
+        )
+        return keyring, issuer
+    if not file.exists():
+        raise ConfigError(
+            f"{file} is missing, and without it nothing in the database can be read: restore it from a backup"
+        )
+    keyring = Keyring.load(file)
+    try:
+        keyring.open(row.canary, where=_CANARY)
+    except KeyringError:
+        raise ConfigError(f"{file} does not belong to this database: restore the one that was used with it") from None
+    return keyring, row.issuer
+
+
+def _restrict(file: Path) -> None:
+    """Make the database readable by its owner only; SQLite gives its other files the same mode."""
+    file.touch(mode=0o600, exist_ok=True)
+
+
+@contextmanager
+def _locked(file: Path, *, wait: bool) -> Iterator[None]:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process serves {file.parent}; stop it first, or give this one its own --data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

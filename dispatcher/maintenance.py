@@ -1,0 +1,70 @@
+"""What has to happen from time to time, apart from any request (APScheduler)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from dispatcher.config import Settings
+from dispatcher.errors import StoreUnavailable
+from dispatcher.store import Store
+
+log = structlog.get_logger(__name__)
+
+DAY = 86_400.0
+#: batches that one run of a job handles, so that it never keeps the database busy for long
+MAX_BATCHES = 500
+
+
+class Maintenance:
+    """Frees dead leases, ends windows, and deletes what is old; each in small batches."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self._store = store
+        self._age = settings.retention_days * DAY
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+
+    async def start(self) -> None:
+        """Free what dead processes left, then keep the schedule."""
+        await self._store.reap()
+        for name, seconds, step in (
+            ("reap", 5, self._store.reap),
+            ("end_windows", 15, self._store.end_windows),
+            ("forget_answers", 600, self._store.forget_answers),
+            ("delete_old", 300, self._delete_old),
+        ):
+            self._scheduler.add_job(
+                self._repeat,
+                "interval",
+                args=(name, step),
+                seconds=seconds,
+                next_run_time=datetime.now(UTC) + timedelta(seconds=min(seconds, 5)),
+                max_instances=1,
+                coalesce=True,
+                misfire_grace_time=None,
+            )
+        self._scheduler.start()
+
+    async def stop(self) -> None:
+        """Plan nothing more."""
+        self._scheduler.shutdown(wait=False)
+
+    async def _delete_old(self) -> int:
+        return await self._store.delete_old(self._age)
+
+    async def _repeat(self, name: str, step: Callable[[], Awaitable[int]]) -> None:
+        """Run a step until it has nothing left to do."""
+        handled = 0
+        try:
+            for _ in range(MAX_BATCHES):
+                done = await step()
+                handled += done
+                if not done or name == "reap":
+                    break
+        except StoreUnavailable as exc:
+            log.warning("maintenance_put_off", job=name, reason=str(exc))
+        if handled:
+            log.info("maintenance", job=name, rows=handled)

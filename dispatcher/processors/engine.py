@@ -1,0 +1,227 @@
+"""Runs tasks: lease -> run -> store the result. The delivery of the result is the delivery engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import anyio.to_process
+import anyio.to_thread
+import msgspec
+import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from dispatcher import metrics
+from dispatcher.bodies import Message, compose
+from dispatcher.config import Settings
+from dispatcher.errors import LeaseLost, ProcessorError, StoreUnavailable
+from dispatcher.models import TaskState
+from dispatcher.processors.registry import Kind, Processor, Registry
+from dispatcher.store import Store
+from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
+from dispatcher.store.work import TaskRelease
+
+log = structlog.get_logger(__name__)
+
+#: seconds between looks for due tasks that no hint told of
+POLL_INTERVAL = 1.0
+
+_encode = msgspec.json.encode
+
+
+class TaskEngine:
+    """Works on this process's task types. `wake` it when a task comes in; it tells `on_result` each lane."""
+
+    def __init__(
+        self, store: Store, registry: Registry, settings: Settings, *, on_result: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._settings = settings
+        self._on_result = on_result
+        self._runs: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._threads = anyio.CapacityLimiter(settings.task_slots)
+        self._processes = anyio.CapacityLimiter(settings.task_slots)
+
+    def start(self) -> None:
+        """Begin to work, if there is any type to work on."""
+        if self._registry.local():
+            self._loop = asyncio.create_task(self._run(), name="task-engine")
+
+    def wake(self) -> None:
+        """Tell that a task may be due."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Finish what is running within the grace time; what is cut off is tried again by the next process."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=self._settings.grace)
+        for run in self._runs:
+            run.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            free = self._settings.task_slots - len(self._runs)
+            tasks: list[LeasedTask] = []
+            self._wake.clear()
+            try:
+                if free > 0:
+                    tasks = await self._lease(free)
+                failures = 0
+            except StoreUnavailable:
+                failures += 1
+                await asyncio.sleep(min(5.0, 0.1 * 2**failures))
+                continue
+            except Exception:
+                failures += 1
+                log.exception("task_lease_failed")
+                await asyncio.sleep(min(5.0, 0.1 * 2**failures))
+                continue
+            for task in tasks:
+                run = asyncio.create_task(self._work(task))
+                self._runs.add(run)
+                run.add_done_callback(self._finished)
+            if len(tasks) < free or free == 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_INTERVAL):
+                        await self._wake.wait()
+
+    def _finished(self, run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        self._wake.set()
+
+    async def _lease(self, limit: int) -> list[LeasedTask]:
+        claim = TaskClaim(types=self._registry.local(), limit=limit)
+        lease = asyncio.ensure_future(self._store.lease_tasks(claim))
+        try:
+            return await asyncio.shield(lease)
+        except asyncio.CancelledError:
+            # Stopped while the lease was being committed: give back what it brought.
+            for task in await lease:
+                await self._store.release_task(TaskRelease(task_id=task.id, attempt=task.attempt))
+            raise
+
+    async def _work(self, task: LeasedTask) -> None:
+        """Run a leased task and store what came of it."""
+        processor = self._registry.get(task.type)
+        try:
+            if processor is None:
+                raise LookupError("a task was leased that has no processor")
+            report = await run(task, processor, self._threads, self._processes, self._settings.event_source)
+        except Exception:
+            log.exception("task_failed_inside", task=task.id)
+            report = TaskReport(task_id=task.id, attempt=task.attempt, retry_in=POLL_INTERVAL)
+        settled = await self._finish(report)
+        if settled is not None:
+            log.info("task", task=task.id, type=task.type, attempt=task.attempt, state=str(settled.state))
+            if settled.lane is not None:
+                metrics.tasks_finished.labels(settled.state).inc()
+                self._on_result(settled.lane)
+
+    async def _finish(self, report: TaskReport) -> TaskSettled | None:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+        ):
+            with attempt:
+                try:
+                    return await self._store.finish_task(report)
+                except LeaseLost:
+                    log.warning("task_lease_lost", task=report.task_id, attempt=report.attempt)
+        return None
+
+
+async def run(
+    task: LeasedTask,
+    processor: Processor,
+    threads: anyio.CapacityLimiter,
+    processes: anyio.CapacityLimiter,
+    source: str,
+) -> TaskReport:
+    """One try at a task: its result, its failure, or when to try again."""
+    if task.failures >= processor.tries:
+        # Its lease was lost each time: the processor may be what ends our processes.
+        return failed(task, "the task was interrupted too often", source=source)
+    try:
+        payload = msgspec.json.decode(task.payload, type=processor.payload_type)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        log.info("task_payload_unfit", task=task.id, type=task.type, error=type(exc).__name__)
+        return failed(task, "the payload is not what this processor takes", source=source)
+    try:
+        async with asyncio.timeout(processor.timeout):
+            result = await _call(processor, payload, threads, processes)
+        return succeeded(task, _encode(result), source=source)
+    except ProcessorError as exc:
+        message, again = exc.message, exc.retry
+    except TimeoutError:
+        message, again = f"the processor took longer than {processor.timeout:g} s", True
+    except Exception as exc:
+        log.warning("processor_raised", task=task.id, type=task.type, error=type(exc).__qualname__, exc_info=True)
+        message, again = "the processor failed", True
+    if again and task.failures + 1 < processor.tries:
+        return TaskReport(task_id=task.id, attempt=task.attempt, retry_in=processor.delay(task.failures + 1))
+    return failed(task, message, source=source)
+
+
+async def _call(
+    processor: Processor, payload: Any, threads: anyio.CapacityLimiter, processes: anyio.CapacityLimiter
+) -> Any:
+    function = processor.function
+    if function is None:
+        raise LookupError("an external processor cannot be called")
+    if processor.kind is Kind.ASYNC:
+        return await function(payload)
+    if processor.kind is Kind.PROCESS:
+        return await anyio.to_process.run_sync(function, payload, cancellable=True, limiter=processes)
+    # A thread cannot be stopped: at the timeout it is left to end by itself.
+    return await anyio.to_thread.run_sync(function, payload, abandon_on_cancel=True, limiter=threads)
+
+
+def succeeded(task: LeasedTask, result: bytes, *, source: str) -> TaskReport:
+    """The report of a result. `result` is JSON."""
+    return report_end(task, TaskState.SUCCEEDED, result, source=source)
+
+
+def failed(task: LeasedTask, message: str, *, source: str) -> TaskReport:
+    """The report of a task that is given up: the caller is answered all the same."""
+    return report_end(task, TaskState.FAILED, _encode({"message": message}), source=source)
+
+
+def report_end(
+    task: LeasedTask,
+    state: TaskState,
+    content: bytes,
+    *,
+    source: str,
+    account: str | None = None,
+    remote: bool = False,
+) -> TaskReport:
+    """The report of a task that has ended, with the exact bytes to deliver. `content` is JSON."""
+    message = Message(
+        wire_id=task.delivery_id,
+        type=task.type,
+        payload=content,
+        created_at_ms=time.time_ns() // 1_000_000,
+        task_id=task.id,
+        status=state,
+    )
+    return TaskReport(
+        task_id=task.id,
+        attempt=task.attempt,
+        account=account,
+        remote=remote,
+        state=state,
+        body=compose(task.body_mode, message, source=source),
+        error=content if state is TaskState.FAILED else None,
+    )

@@ -1,0 +1,176 @@
+"""`dispatcher serve`: puts the parts together and runs them until told to stop."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+import uvicorn
+
+from dispatcher import tokens
+from dispatcher.api.app import create_app
+from dispatcher.api.auth import Authenticator
+from dispatcher.api.reading import Reader
+from dispatcher.api.services import Services
+from dispatcher.config import Settings
+from dispatcher.delivery.engine import AccountCache, Engine
+from dispatcher.delivery.resolver import Resolver
+from dispatcher.delivery.sender import Sender
+from dispatcher.delivery.transport import HttpxTransport
+from dispatcher.egress import EgressPolicy
+from dispatcher.errors import ConfigError, EgressRefused
+from dispatcher.installation import Installation, open_installation, sole_server
+from dispatcher.maintenance import Maintenance
+from dispatcher.processors.engine import TaskEngine
+from dispatcher.processors.registry import load
+from dispatcher.store import Store
+
+log = structlog.get_logger(__name__)
+
+#: the account that `--dev` makes a token for
+DEV_ACCOUNT = "dev"
+
+
+async def serve(settings: Settings) -> None:
+    """Run the whole service until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+    registry = load(settings)
+    _raise_file_limit()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(sole_server(settings))
+        installation = await open_installation(settings)
+        stack.push_async_callback(installation.database.close)
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        store = await Store.open(
+            installation.database,
+            installation.keyring,
+            session_ttl=settings.session_ttl,
+            alone=installation.embedded,
+        )
+        stack.push_async_callback(store.close)
+        policy = egress_policy(settings)
+        resolver = Resolver(nameservers=settings.nameservers)
+        stack.push_async_callback(resolver.aclose)
+        transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
+        stack.push_async_callback(transport.aclose)
+        accounts = AccountCache(store)
+        sender = Sender(
+            transport,
+            deadline=settings.send_timeout,
+            user_agent=settings.user_agent,
+            schedule=settings.retry_schedule,
+        )
+        engine = Engine(store, sender, accounts, settings)
+        services = Services(
+            settings=settings,
+            installation=installation,
+            store=store,
+            registry=registry,
+            engine=engine,
+            tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
+            accounts=accounts,
+            auth=Authenticator(installation),
+            reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
+        )
+        await _Server(services, listener).serve(sockets=[listener])
+
+
+def egress_policy(settings: Settings) -> EgressPolicy:
+    """Where deliveries may go. Raises ConfigError when a host pattern is not valid."""
+    dev = settings.dev
+    try:
+        return EgressPolicy(
+            ports=None if dev else frozenset(settings.allow_ports),
+            allow_http=dev,
+            allow_loopback=dev,
+            allow_networks=settings.allow_networks,
+            allow_hosts=frozenset(settings.allow_hosts),
+            deny_networks=settings.deny_networks,
+            deny_hosts=frozenset(settings.deny_hosts),
+        )
+    except (ValueError, EgressRefused) as exc:
+        raise ConfigError(f"allow_hosts or deny_hosts: {exc}") from exc
+
+
+@asynccontextmanager
+async def _running(services: Services) -> AsyncIterator[None]:
+    """What works behind the API: maintenance and both engines."""
+    maintenance = Maintenance(services.store, services.settings)
+    # What dead processes left is freed before anything else happens.
+    await maintenance.start()
+    await services.engine.start()
+    services.tasks.start()
+    try:
+        yield
+    finally:
+        await services.tasks.stop()
+        await services.engine.stop()
+        await maintenance.stop()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with our line on stdout once it takes requests."""
+
+    def __init__(self, services: Services, listener: socket.socket) -> None:
+        settings = services.settings
+        config = uvicorn.Config(
+            create_app(services, lambda _app: _running(services)),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=True,
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
+        )
+        super().__init__(config)
+        self._services = services
+        self._listener = listener
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets=sockets)
+        if self.should_exit:
+            return
+        settings = self._services.settings
+        if settings.dev:
+            log.warning("dev_mode", admits="plain http, loopback addresses and any port for callbacks")
+            print("token", await self._dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
+        host, port = self._listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"dispatcher ready on http://{shown}:{port}", flush=True)  # noqa: T201 - stdout's one line
+
+    async def _dev_token(self, installation: Installation) -> str:
+        return await tokens.issue(
+            installation,
+            account=DEV_ACCOUNT,
+            scopes=tokens.SCOPES,
+            actor="serve --dev",
+            ttl=30 * 86_400,
+            note="made by serve --dev",
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Every request in flight needs a file descriptor; take as many as we may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65_536) if hard != resource.RLIM_INFINITY else 65_536
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,162 @@
+"""Accounts, their API tokens, and the audit log of who changed them.
+
+The command line and the API both write here; the command line does so while the server runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.ids import new_id
+from dispatcher.store.database import Database, now_ms, upsert
+from dispatcher.store.sealing import open_account_secret, seal_account_secret
+from dispatcher.store.tables import accounts, audit, installation, tokens
+from subscriptions.keyring import Keyring
+from subscriptions.secrets import Secret
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Account:
+    """A tenant and its defaults."""
+
+    id: str
+    #: signs deliveries whose task brought no secret
+    default_secret: Secret | None = None
+    #: signature schemes for tasks that name none
+    schemes: tuple[str, ...] | None = None
+    #: delays between tries, seconds; None means the installation's
+    retry_schedule: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token:
+    """A token that was issued, without the token."""
+
+    jti: str
+    account: str
+    scopes: tuple[str, ...]
+    note: str | None
+    #: milliseconds since the epoch
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+async def issuer(database: Database) -> str:
+    """The id of this installation, which its tokens name as `iss`."""
+    async with database.read() as connection:
+        return str(await connection.scalar(sa.select(installation.c.issuer)))
+
+
+async def read_account(database: Database, keyring: Keyring, account: str) -> Account:
+    """An account's settings; defaults where it has none."""
+    async with database.read() as connection:
+        rows = await connection.execute(sa.select(accounts).where(accounts.c.id == account))
+        row = rows.mappings().one_or_none()
+    if row is None:
+        return Account(id=account)
+    sealed = row["default_secret"]
+    return Account(
+        id=account,
+        default_secret=open_account_secret(keyring, sealed, account=account) if sealed else None,
+        schemes=tuple(row["schemes"]) if row["schemes"] is not None else None,
+        retry_schedule=tuple(row["retry_schedule"]) if row["retry_schedule"] is not None else None,
+    )
+
+
+async def write_account(database: Database, keyring: Keyring, account: Account, *, actor: str) -> None:
+    """Store an account's settings, and who changed them."""
+    secret = account.default_secret
+    values = {
+        "default_secret": seal_account_secret(keyring, secret, account=account.id) if secret else None,
+        "schemes": list(account.schemes) if account.schemes is not None else None,
+        "retry_schedule": list(account.retry_schedule) if account.retry_schedule is not None else None,
+    }
+    async with database.write() as connection:
+        await _ensure(connection, account.id)
+        await connection.execute(sa.update(accounts).where(accounts.c.id == account.id).values(values))
+        await _note(connection, account=account.id, actor=actor, action="account.update", subject=account.id)
+
+
+async def add_token(
+    database: Database,
+    *,
+    jti: str,
+    account: str,
+    scopes: Sequence[str],
+    note: str | None,
+    expires_at: int | None,
+    actor: str,
+) -> None:
+    """Record a token that is about to be issued."""
+    async with database.write() as connection:
+        await _ensure(connection, account)
+        await connection.execute(
+            sa.insert(tokens).values(
+                jti=jti,
+                account=account,
+                scopes=list(scopes),
+                note=note,
+                created_at=now_ms(),
+                expires_at=expires_at,
+            )
+        )
+        await _note(connection, account=account, actor=actor, action="token.create", subject=jti)
+
+
+async def revoke_token(database: Database, jti: str, *, actor: str) -> Token | None:
+    """Revoke a token for good. None if there is no such token."""
+    async with database.write() as connection:
+        await connection.execute(
+            sa.update(tokens).where(tokens.c.jti == jti, tokens.c.revoked_at.is_(None)).values(revoked_at=now_ms())
+        )
+        row = (await connection.execute(sa.select(tokens).where(tokens.c.jti == jti))).mappings().one_or_none()
+        if row is None:
+            return None
+        await _note(connection, account=row["account"], actor=actor, action="token.revoke", subject=jti)
+        return _token(row)
+
+
+async def list_tokens(database: Database, account: str | None = None) -> list[Token]:
+    """Tokens in the order they were made."""
+    query = sa.select(tokens).order_by(tokens.c.jti)
+    if account is not None:
+        query = query.where(tokens.c.account == account)
+    async with database.read() as connection:
+        return [_token(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def is_token_live(database: Database, jti: str) -> bool:
+    """Whether a token was issued here and has not been revoked."""
+    async with database.read() as connection:
+        found = await connection.scalar(
+            sa.select(sa.literal(1)).where(tokens.c.jti == jti, tokens.c.revoked_at.is_(None))
+        )
+        return found is not None
+
+
+async def _ensure(connection: AsyncConnection, account: str) -> None:
+    insert = upsert(connection, accounts).values(id=account, created_at=now_ms())
+    await connection.execute(insert.on_conflict_do_nothing())
+
+
+async def _note(connection: AsyncConnection, *, account: str, actor: str, action: str, subject: str) -> None:
+    await connection.execute(
+        sa.insert(audit).values(id=new_id(), account=account, actor=actor, action=action, subject=subject, at=now_ms())
+    )
+
+
+def _token(row: sa.RowMapping) -> Token:
+    return Token(
+        jti=row["jti"],
+        account=row["account"],
+        scopes=tuple(row["scopes"]),
+        note=row["note"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+    )

@@ -1,0 +1,171 @@
+"""What a caller may change after a task was accepted: cancel it, give it another callback, send it again.
+
+While a worker holds the delivery's lease, the row is only marked: a running request that ends 2xx still counts,
+anything else applies the mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from dispatcher.errors import Problem
+from dispatcher.ids import new_id
+from dispatcher.models import TERMINAL_STATES, DeliveryState, Mark, TaskState, lane_of
+from dispatcher.store import deliveries as delivery_store
+from dispatcher.store import work
+from dispatcher.store.committer import Transaction
+from dispatcher.store.idempotency import Answers
+from dispatcher.store.records import Callback, IdempotencyKey, Replayed
+from dispatcher.store.sealing import seal_callback
+from dispatcher.store.tables import deliveries, tasks
+from subscriptions.keyring import Keyring
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cancellation:
+    """A wish to withdraw a task."""
+
+    account: str
+    task_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewCallback:
+    """A callback that replaces a task's present one."""
+
+    account: str
+    task_id: str
+    callback: Callback
+    keyring: Keyring
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redelivery:
+    """A wish to send an ended delivery again, as a new one."""
+
+    account: str
+    delivery_id: str
+    key: IdempotencyKey | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Redelivered:
+    """The new delivery, and the lane it waits in."""
+
+    delivery_id: str
+    lane: str
+
+
+async def cancel(tx: Transaction, wishes: Sequence[Cancellation]) -> list[Problem | None]:
+    """Withdraw tasks. A delivery that is under way is marked."""
+    return [await _cancel(tx, wish) for wish in wishes]
+
+
+async def _cancel(tx: Transaction, wish: Cancellation) -> Problem | None:
+    task = await _task(tx, wish.account, wish.task_id)
+    if task is None:
+        return _no_task()
+    if task["state"] in {TaskState.QUEUED, TaskState.PROCESSING}:
+        await work.end_without_result(tx, [task["id"]], TaskState.CANCELLED, DeliveryState.CANCELLED, "cancelled")
+        return None
+    delivery = await _latest(tx, task)
+    if delivery["state"] == DeliveryState.LEASED:
+        await _mark(tx, delivery["id"], Mark.CANCEL)
+    elif delivery["state"] in {DeliveryState.PENDING, DeliveryState.HELD}:
+        await delivery_store.cancel(tx, [delivery])
+    elif delivery["state"] != DeliveryState.CANCELLED:
+        return Problem("conflict", f"The delivery is {delivery['state']}; it can no longer be cancelled.")
+    return None
+
+
+async def replace_callback(tx: Transaction, wishes: Sequence[NewCallback]) -> list[Problem | str]:
+    """Put new callbacks in place; answers the lane of each task's delivery."""
+    return [await _replace_callback(tx, wish) for wish in wishes]
+
+
+async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str:
+    task = await _task(tx, wish.account, wish.task_id)
+    if task is None:
+        return _no_task()
+    if task["state"] in {TaskState.EXPIRED, TaskState.CANCELLED}:
+        return Problem("conflict", f"The task is {task['state']} and has no result to deliver.")
+    lane = lane_of(wish.account, wish.callback.origin)
+    columns = seal_callback(wish.keyring, wish.callback, account=wish.account, task_id=wish.task_id)
+    await tx.connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(columns))
+    delivery = await _latest(tx, task)
+    if delivery["state"] == DeliveryState.LEASED:
+        await _mark(tx, delivery["id"], Mark.RETARGET)
+    elif delivery["state"] in TERMINAL_STATES:
+        await delivery_store.insert_redelivery(tx, delivery, delivery_id=new_id(), lane=lane)
+    else:
+        due = tx.now if delivery["body_id"] is not None else None
+        await tx.connection.execute(
+            sa.update(deliveries).where(deliveries.c.id == delivery["id"]).values(lane=lane, due_at=due)
+        )
+    return lane
+
+
+async def redeliver(tx: Transaction, wishes: Sequence[Redelivery]) -> list[Problem | Replayed | Redelivered]:
+    """Make new deliveries of ended ones."""
+    answers = Answers(tx)
+    await answers.look_up([wish.key for wish in wishes])
+    results: list[Problem | Replayed | Redelivered] = []
+    for wish in wishes:
+        result = answers.earlier(wish.key) or await _redeliver(tx, wish)
+        if isinstance(result, Redelivered):
+            answers.keep(wish.key, result.delivery_id.encode())
+        results.append(result)
+    await answers.write()
+    return results
+
+
+async def _redeliver(tx: Transaction, wish: Redelivery) -> Problem | Redelivered:
+    delivery = await _delivery(tx, wish.delivery_id)
+    if delivery is None or delivery["account"] != wish.account:
+        return Problem("not-found", "There is no such delivery.")
+    task = await _task(tx, wish.account, delivery["task_id"])
+    if task is None:
+        return _no_task()
+    if delivery["state"] not in TERMINAL_STATES:
+        return Problem("conflict", f"The delivery is {delivery['state']}; only an ended one can be sent again.")
+    latest = await _latest(tx, task)
+    if latest["state"] not in TERMINAL_STATES:
+        return Problem("conflict", "A later delivery of this task is still under way.")
+    if delivery["body_id"] is None:
+        return Problem("conflict", "The task has no result to deliver.")
+    if task["callback_url"] is None or (task["window_end"] or tx.now + 1) <= tx.now:
+        return Problem("callback-wiped", "The callback URL has been wiped. PUT a new one to /tasks/{id}/callback.")
+    lane = lane_of(wish.account, task["callback_origin"])
+    delivery_id = new_id()
+    await delivery_store.insert_redelivery(tx, delivery, delivery_id=delivery_id, lane=lane)
+    return Redelivered(delivery_id=delivery_id, lane=lane)
+
+
+async def _task(tx: Transaction, account: str, task_id: str) -> sa.RowMapping | None:
+    rows = await tx.connection.execute(
+        sa.select(tasks).where(tasks.c.id == task_id, tasks.c.account == account).with_for_update()
+    )
+    return rows.mappings().one_or_none()
+
+
+async def _delivery(tx: Transaction, delivery_id: str) -> sa.RowMapping | None:
+    rows = await tx.connection.execute(sa.select(deliveries).where(deliveries.c.id == delivery_id).with_for_update())
+    return rows.mappings().one_or_none()
+
+
+async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.RowMapping:
+    delivery = await _delivery(tx, task["delivery_id"])
+    if delivery is None:
+        raise LookupError("a task without its delivery")
+    return delivery
+
+
+async def _mark(tx: Transaction, delivery_id: str, mark: Mark) -> None:
+    await tx.connection.execute(sa.update(deliveries).where(deliveries.c.id == delivery_id).values(mark=mark))
+
+
+def _no_task() -> Problem:
+    return Problem("not-found", "There is no such task.")

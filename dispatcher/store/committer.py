@@ -1,0 +1,198 @@
+"""Group commit: one committer per process, one transaction for whatever has gathered, one answer for each caller.
+
+While a transaction is in flight the next batch gathers. A caller is answered only after its own commit, so an
+answer always means "on disk". A caller that goes away cancels nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+
+from dispatcher import metrics
+from dispatcher.errors import StoreUnavailable
+from dispatcher.ids import new_id
+from dispatcher.store import sessions
+from dispatcher.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+#: rows that go into one transaction at most, so that no caller waits behind an endless one
+MAX_BATCH_WEIGHT = 1_000
+#: rows that may wait for a commit; beyond it writers are told to come back
+MAX_WAITING_WEIGHT = 20_000
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transaction:
+    """What a write works with: the open connection, and the moment it happens at."""
+
+    connection: AsyncConnection
+    #: the database's clock when the transaction began, milliseconds since the epoch
+    now: int
+    #: the session that this process's leases hang on
+    session: str
+
+
+#: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
+#: raised to its caller, and the batch commits all the same. An exception that is raised undoes the batch; then it
+#: is split until the item at fault stands alone.
+Write = Callable[[Transaction, Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
+
+
+@dataclass(eq=False, kw_only=True)
+class _Entry:
+    write: Write[Any, Any]
+    item: Any
+    weight: int
+    #: called with the answer, or the exception, before the caller hears of it
+    then: Callable[[Any], None] | None
+    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def resolve(self, answer: Any) -> None:
+        if self.then is not None:
+            self.then(answer)
+        if self.answer.done():
+            return
+        if isinstance(answer, BaseException):
+            self.answer.set_exception(answer)
+            # Whoever waited may be gone; then nobody collects the exception, and that is fine.
+            self.answer.exception()
+        else:
+            self.answer.set_result(answer)
+
+
+class Committer:
+    """The one writer of a process. Start it with `start()`; `stop()` commits what has gathered."""
+
+    def __init__(self, database: Database, *, session: str) -> None:
+        self._database = database
+        self.session = session
+        self._waiting: deque[_Entry] = deque()
+        self._waiting_weight = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to commit."""
+        self._task = asyncio.create_task(self._run(), name="committer")
+
+    async def stop(self) -> None:
+        """Commit what has gathered, then end."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await self._task
+
+    async def write(
+        self,
+        write: Write[Item, Answer],
+        item: Item,
+        *,
+        weight: int = 1,
+        then: Callable[[Answer | Exception], None] | None = None,
+    ) -> Answer:
+        """Put one item into the next batch and wait for its commit.
+
+        `weight` is the item's number of rows. `then` is called exactly once, with the answer or with the
+        exception, even when the caller is cancelled meanwhile.
+
+        Raises StoreUnavailable when nothing was stored, or what the write answered for this item.
+        """
+        entry = _Entry(write=write, item=item, weight=weight, then=then)
+        if self._stopping or self._waiting_weight > MAX_WAITING_WEIGHT:
+            entry.resolve(StoreUnavailable("too many writes are waiting"))
+        else:
+            self._waiting.append(entry)
+            self._waiting_weight += weight
+            self._wake.set()
+        answer: Answer = await asyncio.shield(entry.answer)
+        return answer
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            if not self._waiting:
+                if self._stopping:
+                    return
+                self._wake.clear()
+                continue
+            await self._commit(self._gather())
+
+    def _gather(self) -> list[_Entry]:
+        batch = [self._waiting.popleft()]
+        weight = batch[0].weight
+        while self._waiting and weight + self._waiting[0].weight <= MAX_BATCH_WEIGHT:
+            entry = self._waiting.popleft()
+            weight += entry.weight
+            batch.append(entry)
+        self._waiting_weight -= weight
+        metrics.commit_batch.observe(weight)
+        return batch
+
+    async def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            answers = await self._transact(batch)
+        except StoreUnavailable as exc:
+            log.warning("commit_unavailable", writes=len(batch), reason=str(exc))
+            answers = [exc] * len(batch)
+        except Exception as exc:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._commit(batch[:middle])
+                await self._commit(batch[middle:])
+                return
+            log.exception("write_failed", write=getattr(batch[0].write, "__name__", "?"))
+            answers = [exc]
+        for entry, answer in zip(batch, answers, strict=True):
+            entry.resolve(answer)
+
+    async def _transact(self, batch: list[_Entry]) -> list[Any]:
+        """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""
+        batch_id = new_id()
+        answers: dict[_Entry, Any] = {}
+        applied = False
+        try:
+            async with self._database.write() as connection:
+                now = await sessions.mark_batch(connection, self.session, batch_id)
+                if now is None:
+                    raise StoreUnavailable("the session of this process is over")
+                tx = Transaction(connection=connection, now=now, session=self.session)
+                for write, entries in _by_kind(batch):
+                    results = await write(tx, [entry.item for entry in entries])
+                    answers.update(zip(entries, results, strict=True))
+                applied = True
+        except Exception:
+            # Only when COMMIT itself got no good answer can the batch be on disk all the same.
+            if not (applied and await self._was_committed(batch_id)):
+                raise
+        return [answers[entry] for entry in batch]
+
+    async def _was_committed(self, batch_id: str) -> bool:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_exponential(multiplier=0.05, max=2),
+            stop=stop_after_attempt(20),
+            reraise=True,
+        ):
+            with attempt:
+                return await sessions.last_batch(self._database, self.session) == batch_id
+        raise StoreUnavailable("the fate of a commit could not be looked up")
+
+
+def _by_kind(batch: list[_Entry]) -> list[tuple[Write[Any, Any], list[_Entry]]]:
+    kinds: dict[Write[Any, Any], list[_Entry]] = {}
+    for entry in batch:
+        kinds.setdefault(entry.write, []).append(entry)
+    return list(kinds.items())

@@ -1,0 +1,168 @@
+"""The connection to the database: engines, transactions, its clock, and what its errors mean.
+
+Whatever differs between databases is known here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from dispatcher.errors import ConfigError, StoreUnavailable
+
+#: how long a write waits for another process's lock on the file, milliseconds
+BUSY_TIMEOUT_MS = 5_000
+#: connections for reading
+READERS = 4
+#: how many parameters one statement may carry on every database
+MAX_PARAMETERS = 30_000
+
+
+class now_ms(sa.sql.functions.FunctionElement[int]):  # noqa: N801 - reads as SQL
+    """The database's clock: milliseconds since the Unix epoch, at this statement."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_ms, "sqlite")
+def _now_sqlite(_element: now_ms, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)"
+
+
+@compiles(now_ms, "postgresql")
+def _now_postgresql(_element: now_ms, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def upsert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT, for this connection's database."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+class Database:
+    """One database: a connection that writes, a few that read.
+
+    `write()` and `read()` translate errors: StoreUnavailable means that nothing was stored and another try may
+    succeed; anything else is a fault of the statement.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
+        self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write; commits at the end of the block, rolls back on any error."""
+        with translated_errors():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that sees one consistent state and writes nothing."""
+        with translated_errors():
+            async with self._reader.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+
+class translated_errors:  # noqa: N801 - a context manager that reads as a sentence
+    """Turn the driver's errors into StoreUnavailable where trying again may help."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, PoolTimeout):
+            raise StoreUnavailable("every database connection is in use") from error
+        if isinstance(error, (SQLAlchemyError, sqlite3.Error)) and _is_passing(error):
+            raise StoreUnavailable(f"the database cannot be used now ({_reason(error)})") from error
+
+
+#: SQLite's primary result codes that speak of the moment, not of the statement (sqlite.org/rescode.html)
+_PASSING_SQLITE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
+
+
+def _is_passing(error: BaseException) -> bool:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _PASSING_SQLITE
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def _reason(error: BaseException) -> str:
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(original, "sqlite_errorname", None) or type(original).__name__
+
+
+def embedded_url(data_dir: Path) -> str:
+    """The URL of the embedded database in a data directory."""
+    return f"sqlite+aiosqlite:///{data_dir / 'dispatcher.db'}"
+
+
+def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
+    if not url.startswith("sqlite+aiosqlite:"):
+        raise ConfigError("DATABASE_URL names a database that this version cannot use; leave it unset for SQLite")
+    engine = create_async_engine(
+        url,
+        # Parameters hold sealed secrets and payloads; errors must not carry them into a log.
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=30,
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+    )
+
+    @sa.event.listens_for(engine.sync_engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:
+        # Transactions are begun by us, below: the driver's own ideas of when to begin one stay off.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            # FULL syncs the log at every commit: a 202 means that it is on disk.
+            "synchronous=FULL",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "foreign_keys=ON",
+            # Wiped callback URLs and deleted rows leave no remains in the file.
+            "secure_delete=FAST",
+            "cache_size=-65536",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine.sync_engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

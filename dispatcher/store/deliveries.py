@@ -1,0 +1,456 @@
+"""Every statement that moves a delivery after it was accepted: lease, settle, release, reap, redeliver.
+
+docs/states.md draws the states. A lease raises `attempt`; that number is the fencing token, so whoever reports on
+an older one changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import sqlalchemy as sa
+
+from dispatcher import retry
+from dispatcher.bodies import Body
+from dispatcher.errors import LeaseLost
+from dispatcher.models import TERMINAL_STATES, DeliveryState, Mark, Outcome, lane_of
+from dispatcher.store import ledger
+from dispatcher.store.committer import Transaction
+from dispatcher.store.records import (
+    AttemptRecord,
+    LaneClaim,
+    LeasedBatch,
+    LeasedDelivery,
+    Report,
+    Settled,
+)
+from dispatcher.store.sealing import open_callback
+from dispatcher.store.tables import attempts, bodies, deliveries, tasks
+from subscriptions.keyring import Keyring
+
+#: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
+MAX_LANES_PER_CLAIM = 100
+
+
+# --- lease ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claims:
+    """What one process wants to lease, lane by lane."""
+
+    lanes: Sequence[LaneClaim]
+    keyring: Keyring
+
+
+async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch]:
+    """Lease due deliveries, oldest first within each lane, and tell when each lane has more.
+
+    Deliveries whose window has ended are not leased but expired.
+    """
+    return [await _lease_one(tx, request) for request in requests]
+
+
+async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
+    found = list((await tx.connection.execute(_due(request.lanes, tx.now))).scalars()) if request.lanes else []
+    rows = (await tx.connection.execute(_details().where(deliveries.c.id.in_(found)))).mappings().all() if found else []
+    usable = [row for row in rows if not _window_is_over(row, tx.now)]
+    await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
+    if usable:
+        await tx.connection.execute(
+            sa.update(deliveries)
+            .where(deliveries.c.id.in_([row["id"] for row in usable]))
+            .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=tx.session, due_at=None)
+        )
+    return LeasedBatch(
+        deliveries=[_leased(row, request.keyring) for row in usable],
+        next_due=await next_due(tx, [claim.lane for claim in request.lanes]),
+    )
+
+
+def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
+    """Ids of due deliveries: one index range per lane, so that a long lane costs the others nothing."""
+    arms = [
+        sa.select(
+            sa.select(deliveries.c.id)
+            .where(
+                deliveries.c.state == sa.literal_column("'pending'"),
+                deliveries.c.lane == claim.lane,
+                deliveries.c.due_at <= now,
+            )
+            .order_by(deliveries.c.due_at)
+            .limit(claim.limit)
+            .with_for_update(skip_locked=True)
+            .subquery()
+        )
+        for claim in claims
+    ]
+    return sa.union_all(*arms) if len(arms) > 1 else arms[0]
+
+
+def _details() -> sa.Select[Any]:
+    return sa.select(
+        deliveries,
+        tasks.c.type,
+        tasks.c.traceparent,
+        tasks.c.callback_url,
+        tasks.c.callback_secret,
+        tasks.c.callback_headers,
+        tasks.c.callback_origin,
+        tasks.c.callback_fingerprint,
+        tasks.c.callback_token,
+        tasks.c.schemes,
+        tasks.c.window_end,
+        bodies.c.content,
+        bodies.c.content_type,
+        bodies.c.headers,
+    ).select_from(
+        deliveries.join(tasks, tasks.c.id == deliveries.c.task_id).join(bodies, bodies.c.id == deliveries.c.body_id)
+    )
+
+
+def _window_is_over(row: sa.RowMapping, now: int) -> bool:
+    return row["callback_url"] is None or (row["window_end"] is not None and row["window_end"] <= now)
+
+
+def _leased(row: sa.RowMapping, keyring: Keyring) -> LeasedDelivery:
+    return LeasedDelivery(
+        id=row["id"],
+        wire_id=row["wire_id"],
+        account=row["account"],
+        lane=row["lane"],
+        attempt=row["attempt"] + 1,
+        event=row["type"],
+        callback=open_callback(keyring, row, account=row["account"], task_id=row["task_id"]),
+        body=Body(row["content"], row["content_type"], tuple((n, v) for n, v in row["headers"] or ())),
+        traceparent=row["traceparent"],
+    )
+
+
+async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
+    if not rows:
+        return
+    await tx.connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.id.in_([row["id"] for row in rows]))
+        .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
+    )
+    await wipe(tx, {row["task_id"] for row in rows})
+    await ledger.count(tx, Counter((row["account"], DeliveryState.EXPIRED) for row in rows))
+
+
+async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | None]:
+    """Seconds until each lane has something due; None where nothing waits."""
+    if not lanes:
+        return {}
+    arms = [
+        sa.select(
+            sa.literal(lane),
+            sa.select(sa.func.min(deliveries.c.due_at))
+            .where(deliveries.c.state == sa.literal_column("'pending'"), deliveries.c.lane == lane)
+            .scalar_subquery(),
+        )
+        for lane in lanes
+    ]
+    rows = await tx.connection.execute(sa.union_all(*arms) if len(arms) > 1 else arms[0])
+    return {lane: None if due is None else max(0.0, (due - tx.now) / 1000) for lane, due in rows}
+
+
+async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[dict[str, float]]:
+    """For each (lane to start after, limit): the lanes that have pending work, and the seconds until it is due.
+
+    A loose index scan: it hops from lane to lane, so its cost grows with lanes and not with what waits in them.
+    """
+    return [await _due_lanes(tx, after, limit) for after, limit in pages]
+
+
+async def _due_lanes(tx: Transaction, after: str, limit: int) -> dict[str, float]:
+    def first_after(lane: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
+        return (
+            sa.select(sa.func.min(deliveries.c.lane))
+            .where(deliveries.c.state == sa.literal_column("'pending'"), deliveries.c.lane > lane)
+            .scalar_subquery()
+        )
+
+    hops = sa.select(first_after(after).label("lane")).cte("hops", recursive=True)
+    hops = hops.union_all(sa.select(first_after(hops.c.lane)).where(hops.c.lane.is_not(None)))
+    lanes = list(await tx.connection.scalars(sa.select(hops.c.lane).where(hops.c.lane.is_not(None)).limit(limit)))
+    return {lane: due for lane, due in (await next_due(tx, lanes)).items() if due is not None}
+
+
+# --- settle -----------------------------------------------------------------------------------------------
+
+
+async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
+    """Record attempts and what follows from them. A report on a lease that is no longer held answers LeaseLost."""
+    rows = await _reported(tx, [report.delivery_id for report in reports])
+    results: list[Settled | LeaseLost] = []
+    kept: list[tuple[Report, sa.RowMapping, retry.Decision]] = []
+    for report in reports:
+        row = rows.get(report.delivery_id)
+        if row is None or row["attempt"] != report.attempt or row["session"] != tx.session:
+            results.append(LeaseLost("the lease of this delivery is no longer held"))
+            continue
+        decision = _decide(report, row, tx.now)
+        kept.append((report, row, decision))
+        results.append(
+            Settled(
+                state=decision.state,
+                lane=_lane(row),
+                delay=decision.delay,
+                pause=decision.pause,
+                reason=decision.reason,
+            )
+        )
+    await _write_outcomes(tx, kept)
+    return results
+
+
+async def reap(tx: Transaction, sessions: Sequence[str]) -> list[int]:
+    """Free what dead sessions left leased: each lease is recorded as an interrupted attempt. Answers how many."""
+    ids = await tx.connection.scalars(
+        sa.select(deliveries.c.id).where(deliveries.c.state == DeliveryState.LEASED, deliveries.c.session.in_(sessions))
+    )
+    return [await interrupt(tx, list(ids))] + [0] * (len(sessions) - 1)
+
+
+async def interrupt(tx: Transaction, ids: list[str]) -> int:
+    """Record that the leases of these deliveries ended without a report."""
+    rows = await _reported(tx, ids)
+    kept = []
+    for row in rows.values():
+        report = _interrupted(row["id"], row["attempt"])
+        kept.append((report, row, _decide(report, row, tx.now)))
+    await _write_outcomes(tx, kept)
+    return len(kept)
+
+
+def _interrupted(delivery_id: str, attempt: int) -> Report:
+    now = monotonic()
+    return Report(
+        delivery_id=delivery_id,
+        attempt=attempt,
+        answer=retry.Answer(outcome=Outcome.INTERRUPTED),
+        record=AttemptRecord(
+            outcome=Outcome.INTERRUPTED,
+            error="the worker ended without a report; the request may have been sent",
+            started=now,
+            ended=now,
+        ),
+        schedule=(),
+        jitter=0.0,
+    )
+
+
+async def _reported(tx: Transaction, ids: list[str]) -> dict[str, sa.RowMapping]:
+    if not ids:
+        return {}
+    rows = await tx.connection.execute(
+        sa.select(deliveries, tasks.c.window_end, tasks.c.callback_origin)
+        .select_from(deliveries.join(tasks, tasks.c.id == deliveries.c.task_id))
+        .where(deliveries.c.id.in_(ids), deliveries.c.state == DeliveryState.LEASED)
+        .with_for_update(of=deliveries)
+    )
+    return {row["id"]: row for row in rows.mappings()}
+
+
+def _decide(report: Report, row: sa.RowMapping, now: int) -> retry.Decision:
+    return retry.decide(
+        report.answer,
+        retry.History(
+            failures=row["failures"],
+            last_outcome=Outcome(row["last_outcome"]) if row["last_outcome"] else None,
+            repeats=row["repeats"],
+            mark=Mark(row["mark"]) if row["mark"] else None,
+        ),
+        schedule=report.schedule,
+        now=now / 1000,
+        window_end=row["window_end"] / 1000 if row["window_end"] is not None else None,
+        jitter=report.jitter,
+    )
+
+
+def _lane(row: sa.RowMapping) -> str:
+    return lane_of(row["account"], row["callback_origin"])
+
+
+async def _write_outcomes(tx: Transaction, kept: Sequence[tuple[Report, sa.RowMapping, retry.Decision]]) -> None:
+    if not kept:
+        return
+    clock = monotonic()
+    due = {report.delivery_id: _due_at(decision, tx.now) for report, _, decision in kept}
+    await tx.connection.execute(
+        sa.insert(attempts),
+        [_attempt_row(report, tx.now, clock, due[report.delivery_id]) for report, _, _ in kept],
+    )
+    await tx.connection.execute(
+        _settle_statement(),
+        [
+            {
+                "key": row["id"],
+                "state": decision.state,
+                "reason": decision.reason,
+                "lane": _lane(row),
+                "failures": decision.failures,
+                "last_outcome": report.answer.outcome,
+                "repeats": decision.repeats,
+                "due_at": due[report.delivery_id],
+                "finished_at": tx.now if decision.state in TERMINAL_STATES else None,
+            }
+            for report, row, decision in kept
+        ],
+    )
+    await wipe(
+        tx,
+        {
+            row["task_id"]
+            for _, row, decision in kept
+            if decision.state in {DeliveryState.DELIVERED, DeliveryState.EXPIRED}
+        },
+    )
+    await ledger.count(
+        tx,
+        Counter((row["account"], decision.state) for _, row, decision in kept if decision.state in TERMINAL_STATES),
+    )
+
+
+def _settle_statement() -> sa.Update:
+    columns = (
+        "state", "reason", "lane", "failures", "last_outcome", "repeats", "due_at", "finished_at"
+    )  # fmt: skip
+    return (
+        sa.update(deliveries)
+        .where(deliveries.c.id == sa.bindparam("key"))
+        .values(mark=None, session=None, **{name: sa.bindparam(name) for name in columns})
+    )
+
+
+def _due_at(decision: retry.Decision, now: int) -> int | None:
+    return None if decision.delay is None else now + round(decision.delay * 1000)
+
+
+def _attempt_row(report: Report, now: int, clock: float, retry_at: int | None) -> dict[str, Any]:
+    record = report.record
+    return {
+        "delivery_id": report.delivery_id,
+        "number": report.attempt,
+        "outcome": record.outcome,
+        "status": record.status,
+        "error": record.error,
+        "started_at": now - round((clock - record.started) * 1000),
+        "duration_ms": round((record.ended - record.started) * 1000, 1),
+        "retry_at": retry_at,
+        "truncated": record.truncated,
+        "response_headers": [list(header) for header in record.response_headers] or None,
+        "response_body": record.response_body,
+        "timing": record.timing,
+    }
+
+
+async def wipe(tx: Transaction, task_ids: set[str]) -> None:
+    """Forget callback URLs, and the secrets and headers that went with them, for good."""
+    if task_ids:
+        await tx.connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.id == sa.bindparam("key"))
+            .values(callback_url=None, callback_secret=None, callback_headers=None),
+            [{"key": task_id} for task_id in sorted(task_ids)],
+        )
+
+
+# --- give back --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """A lease given back before anything was sent, to be due again after `delay` seconds."""
+
+    delivery_id: str
+    attempt: int
+    delay: float = 0.0
+
+
+async def release(tx: Transaction, releases: Sequence[Release]) -> list[bool]:
+    """Give leases back as if they had never been taken: the attempt's number is free again.
+
+    That is safe because only the holder does this, and it has forgotten the delivery. A mark that was put
+    meanwhile is applied.
+    """
+    rows = await _reported(tx, [release.delivery_id for release in releases])
+    held = [
+        (release, rows[release.delivery_id])
+        for release in releases
+        if release.delivery_id in rows
+        and rows[release.delivery_id]["attempt"] == release.attempt
+        and rows[release.delivery_id]["session"] == tx.session
+    ]
+    cancelled = [row for _, row in held if row["mark"] == Mark.CANCEL]
+    pending = [(release, row) for release, row in held if row["mark"] != Mark.CANCEL]
+    await cancel(tx, cancelled)
+    if pending:
+        await tx.connection.execute(
+            sa.update(deliveries)
+            .where(deliveries.c.id == sa.bindparam("key"))
+            .values(
+                state=DeliveryState.PENDING,
+                attempt=deliveries.c.attempt - 1,
+                session=None,
+                mark=None,
+                lane=sa.bindparam("lane"),
+                due_at=sa.bindparam("due_at"),
+            ),
+            [
+                {"key": row["id"], "lane": _lane(row), "due_at": tx.now + round(release.delay * 1000)}
+                for release, row in pending
+            ],
+        )
+    return [release.delivery_id in rows for release in releases]
+
+
+async def cancel(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
+    """End deliveries that nobody is sending as cancelled."""
+    if not rows:
+        return
+    await tx.connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.id.in_([row["id"] for row in rows]))
+        .values(
+            state=DeliveryState.CANCELLED,
+            reason="cancelled",
+            mark=None,
+            session=None,
+            due_at=None,
+            finished_at=tx.now,
+        )
+    )
+    await ledger.count(tx, Counter((row["account"], DeliveryState.CANCELLED) for row in rows))
+
+
+# --- send again -------------------------------------------------------------------------------------------
+
+
+async def insert_redelivery(tx: Transaction, row: sa.RowMapping, *, delivery_id: str, lane: str) -> None:
+    """Make a new delivery of an ended one, due now. It keeps the wire id, so that receivers recognise it."""
+    await tx.connection.execute(
+        sa.insert(deliveries).values(
+            id=delivery_id,
+            account=row["account"],
+            task_id=row["task_id"],
+            wire_id=row["wire_id"],
+            redelivery_of=row["id"],
+            lane=lane,
+            state=DeliveryState.PENDING,
+            attempt=0,
+            failures=0,
+            repeats=0,
+            due_at=tx.now,
+            body_id=row["body_id"],
+            created_at=tx.now,
+        )
+    )
+    await tx.connection.execute(sa.update(tasks).where(tasks.c.id == row["task_id"]).values(delivery_id=delivery_id))
+    await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))

@@ -1,0 +1,57 @@
+"""The ledger: deliveries counted as they are accepted and as they end.
+
+The live states are counted by row when somebody asks. So the two sides of
+
+    accepted = delivered + exhausted + rejected + expired + cancelled + pending + leased + held
+
+come from different places, and a delivery that vanished would show.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.models import LIVE_STATES, TERMINAL_STATES
+from dispatcher.store.committer import Transaction
+from dispatcher.store.database import upsert
+from dispatcher.store.tables import deliveries, ledger
+
+ACCEPTED = "accepted"
+#: how many rows one account's count is spread over
+SLOTS = 16
+
+
+async def count(tx: Transaction, counts: Counter[tuple[str, str]]) -> None:
+    """Add to the counts of (account, state)."""
+    if not counts:
+        return
+    slot = int(tx.session[-4:], 16) % SLOTS
+    insert = upsert(tx.connection, ledger)
+    statement = insert.on_conflict_do_update(
+        index_elements=[ledger.c.account, ledger.c.slot, ledger.c.state],
+        set_={"count": ledger.c.count + insert.excluded.count},
+    )
+    rows = [
+        {"account": account, "slot": slot, "state": state, "count": number}
+        for (account, state), number in sorted(counts.items())
+    ]
+    await tx.connection.execute(statement, rows)
+
+
+async def read(connection: AsyncConnection, account: str) -> dict[str, int]:
+    """One account's counts: accepted, then every state of a delivery."""
+    counted = await connection.execute(
+        sa.select(ledger.c.state, sa.func.sum(ledger.c.count))
+        .where(ledger.c.account == account)
+        .group_by(ledger.c.state)
+    )
+    live = await connection.execute(
+        sa.select(deliveries.c.state, sa.func.count())
+        .where(deliveries.c.state.in_(LIVE_STATES), deliveries.c.account == account)
+        .group_by(deliveries.c.state)
+    )
+    found = {state: int(number) for state, number in (*counted, *live)}
+    return {str(state): found.get(state, 0) for state in (ACCEPTED, *TERMINAL_STATES, *LIVE_STATES)}

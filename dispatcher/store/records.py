@@ -1,0 +1,210 @@
+"""What goes into the store and comes out of it. Callback URLs and secrets are in clear here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dispatcher import retry
+from dispatcher.bodies import Body
+from dispatcher.models import BodyMode, DeliveryState, Outcome, TaskState
+from subscriptions.secrets import Secret
+
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Callback:
+    """Where and how the result of a task is delivered."""
+
+    url: Secret
+    #: signs the deliveries; None leaves it to the account's default
+    secret: Secret | None
+    #: custom headers; their values may be credentials
+    headers: Headers = field(repr=False)
+    #: signature schemes; None means the account's, or those that fit the secret
+    schemes: tuple[str, ...] | None
+    #: scheme, host and port; all of the URL that may be shown
+    origin: str
+    #: keyed digest of the whole URL
+    fingerprint: str
+    #: `none`, `opaque` or `jwt`: what kind of credential the URL seems to hold
+    token: str
+    #: end of the window in which it can be used, milliseconds since the epoch
+    window_end: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTask:
+    """A task as it was accepted. Either `payload` (there is work to do) or `body` (there is none) is given."""
+
+    id: str
+    delivery_id: str
+    account: str
+    type: str
+    body_mode: BodyMode
+    callback: Callback
+    payload: bytes | None = field(default=None, repr=False)
+    body: Body | None = None
+    #: JSON object of the caller's, kept and shown as it came
+    metadata: bytes | None = None
+    traceparent: str | None = None
+    #: hand the delivery to this process's lanes with the commit, instead of leaving it to be leased
+    handed_off: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IdempotencyKey:
+    """The caller's promise that requests with this key are the same request."""
+
+    account: str
+    route: str
+    key: str
+    #: SHA-256 of the request's body
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """The answer that was given to an earlier request with the same idempotency key."""
+
+    answer: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeasedDelivery:
+    """A delivery that this process may send, with all that it takes."""
+
+    id: str
+    wire_id: str
+    account: str
+    lane: str
+    #: number of this attempt and fencing token of the lease
+    attempt: int
+    #: the event type, or the task's type
+    event: str
+    callback: Callback
+    body: Body
+    traceparent: str | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it holds, roughly."""
+        return len(self.body.body)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptRecord:
+    """What is kept of one attempt. Texts are scrubbed of the delivery's URL and secrets before they get here."""
+
+    outcome: Outcome
+    status: int | None = None
+    error: str | None = None
+    #: monotonic clock at its start, seconds
+    started: float
+    #: monotonic clock at its end, seconds
+    ended: float
+    truncated: bool = False
+    response_headers: Headers = ()
+    response_body: str | None = None
+    #: milliseconds spent on dns, connect, tls and wait
+    timing: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """How an attempt ended, for `settle`."""
+
+    delivery_id: str
+    attempt: int
+    answer: retry.Answer
+    record: AttemptRecord
+    #: delays between tries, seconds
+    schedule: Sequence[float]
+    #: from -1 to 1
+    jitter: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """What became of a delivery with this attempt."""
+
+    state: DeliveryState
+    lane: str
+    #: seconds until it is due again, when it is pending
+    delay: float | None
+    #: seconds for which the endpoint asked us to stay away
+    pause: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneClaim:
+    """A wish to lease up to `limit` due deliveries of a lane."""
+
+    lane: str
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeasedBatch:
+    """What a lease brought: deliveries, and for each lane asked the seconds until more is due (None: nothing waits)."""
+
+    deliveries: list[LeasedDelivery]
+    next_due: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskClaim:
+    """A wish to lease up to `limit` due tasks of some types."""
+
+    types: tuple[str, ...]
+    limit: int
+    #: only this account's tasks; None for every account's
+    account: str | None = None
+    #: seconds for each type, for a processor outside our processes; None hangs the lease on our session
+    lease_for: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeasedTask:
+    """A task that may be worked on. It does not hold the callback: processors never see it."""
+
+    id: str
+    account: str
+    type: str
+    payload: bytes = field(repr=False)
+    #: fencing token of the lease
+    attempt: int
+    #: tries that failed before
+    failures: int
+    body_mode: BodyMode
+    delivery_id: str
+    metadata: bytes | None
+    #: milliseconds since the epoch
+    created_at: int
+    window_end: int | None
+    lease_until: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskReport:
+    """How a try at a task ended: with a result (`state` and `body`), or with another try after `retry_in` seconds."""
+
+    task_id: str
+    attempt: int
+    #: set for processors outside our processes: only this account's tasks (None: every account's)
+    account: str | None = None
+    remote: bool = False
+    state: TaskState | None = None
+    body: Body | None = None
+    error: bytes | None = None
+    retry_in: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSettled:
+    """What became of a task; `lane` has its delivery when there is a result."""
+
+    state: TaskState
+    lane: str | None

@@ -1,0 +1,74 @@
+"""Callbacks and secrets as columns: sealed on the way in, opened on the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from dispatcher.store.records import Callback, Headers
+from subscriptions.keyring import Keyring, Place
+from subscriptions.secrets import Secret
+
+_encode = msgspec.json.encode
+_decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
+
+
+def _place(account: str, column: str, row: str, *, table: str = "tasks") -> Place:
+    return Place(purpose=column, account=account, table=table, column=column, row=row)
+
+
+def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id: str) -> dict[str, Any]:
+    """The columns of `tasks` that hold a callback."""
+
+    def seal(column: str, text: str | None) -> bytes | None:
+        return None if text is None else keyring.seal(text, where=_place(account, column, task_id))
+
+    return {
+        "callback_url": seal("callback_url", callback.url.reveal()),
+        "callback_secret": seal("callback_secret", callback.secret.reveal() if callback.secret else None),
+        "callback_headers": seal("callback_headers", _encode(callback.headers).decode() if callback.headers else None),
+        "callback_origin": callback.origin,
+        "callback_fingerprint": callback.fingerprint,
+        "callback_token": callback.token,
+        "schemes": list(callback.schemes) if callback.schemes is not None else None,
+        "window_end": callback.window_end,
+    }
+
+
+def open_callback(keyring: Keyring, row: sa.RowMapping, *, account: str, task_id: str) -> Callback:
+    """The callback in a row of `tasks` that has not been wiped."""
+
+    def opened(column: str) -> str | None:
+        sealed = row[column]
+        return None if sealed is None else keyring.open(sealed, where=_place(account, column, task_id)).decode()
+
+    url, secret, headers = opened("callback_url"), opened("callback_secret"), opened("callback_headers")
+    if url is None:
+        raise ValueError("this callback has been wiped")
+    return Callback(
+        url=Secret(url),
+        secret=Secret(secret) if secret is not None else None,
+        headers=_headers(headers),
+        schemes=tuple(row["schemes"]) if row["schemes"] is not None else None,
+        origin=row["callback_origin"],
+        fingerprint=row["callback_fingerprint"],
+        token=row["callback_token"],
+        window_end=row["window_end"],
+    )
+
+
+def seal_account_secret(keyring: Keyring, secret: Secret, *, account: str) -> bytes:
+    """An account's default secret as a column."""
+    return keyring.seal(secret.reveal(), where=_place(account, "default_secret", account, table="accounts"))
+
+
+def open_account_secret(keyring: Keyring, sealed: bytes, *, account: str) -> Secret:
+    """An account's default secret."""
+    where = _place(account, "default_secret", account, table="accounts")
+    return Secret(keyring.open(sealed, where=where).decode())
+
+
+def _headers(text: str | None) -> Headers:
+    return _decode_headers(text) if text else ()

@@ -1,0 +1,71 @@
+"""Worker sessions: what leases hang on. A session lives by its heartbeat; when it is over, its leases are free."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.ids import new_id
+from dispatcher.store.database import Database, now_ms
+from dispatcher.store.tables import sessions
+
+
+async def open_session(database: Database, *, ttl: float, alone: bool) -> str:
+    """Register this process and return the session's id.
+
+    `alone` says that no other process can be using the database (the embedded file is locked to us): every
+    other session is then over at once, instead of at the end of its `ttl` (seconds).
+    """
+    session = new_id()
+    async with database.write() as connection:
+        if alone:
+            await connection.execute(sa.update(sessions).values(expires_at=0))
+        await connection.execute(
+            sa.insert(sessions).values(
+                id=session,
+                host=socket.gethostname()[:255],
+                pid=os.getpid(),
+                started_at=now_ms(),
+                expires_at=now_ms() + int(ttl * 1000),
+            )
+        )
+    return session
+
+
+async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
+    """Prolong a session by `ttl` seconds from now. False when it is over already."""
+    async with database.write() as connection:
+        result = await connection.execute(
+            sa.update(sessions)
+            .where(sessions.c.id == session, sessions.c.expires_at > now_ms())
+            .values(expires_at=now_ms() + int(ttl * 1000))
+        )
+        return result.rowcount == 1
+
+
+async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> int | None:
+    """Note which batch this transaction commits, and return the database's clock; None if the session is over."""
+    result = await connection.execute(
+        sa.update(sessions).where(sessions.c.id == session).values(last_batch=batch).returning(now_ms())
+    )
+    return result.scalar_one_or_none()
+
+
+async def last_batch(database: Database, session: str) -> str | None:
+    """The last batch that a session committed."""
+    async with database.read() as connection:
+        return await connection.scalar(sa.select(sessions.c.last_batch).where(sessions.c.id == session))
+
+
+async def dead_sessions(connection: AsyncConnection, now: int) -> list[str]:
+    """Sessions whose time is over."""
+    return list(await connection.scalars(sa.select(sessions.c.id).where(sessions.c.expires_at <= now)))
+
+
+async def close_session(database: Database, session: str) -> None:
+    """End a session; leases it may still hold are free from now on."""
+    async with database.write() as connection:
+        await connection.execute(sa.update(sessions).where(sessions.c.id == session).values(expires_at=0))

@@ -1,0 +1,110 @@
+"""What time does to rows: dead sessions, ended windows, old answers, at last deletion. Small batches only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from dispatcher.ids import id_floor
+from dispatcher.models import LIVE_STATES, DeliveryState, TaskState
+from dispatcher.store import deliveries as delivery_store
+from dispatcher.store import ledger, work
+from dispatcher.store.committer import Transaction
+from dispatcher.store.idempotency import KEPT_MS
+from dispatcher.store.sessions import dead_sessions
+from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, sessions, tasks
+
+#: rows that one step handles, so that nobody waits long behind it
+BATCH = 200
+
+
+async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
+    """Free the leases of dead sessions and of late remote processors. Answers how many there were."""
+    dead = [session for session in await dead_sessions(tx.connection, tx.now) if session != tx.session]
+    freed = await work.reap_remote(tx)
+    if dead:
+        freed += sum(await delivery_store.reap(tx, dead)) + sum(await work.reap(tx, dead))
+        await tx.connection.execute(sa.delete(sessions).where(sessions.c.id.in_(dead)))
+    return [freed, *(0 for _ in items[1:])]
+
+
+async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
+    """Expire what waits for a callback whose window is over, and wipe the URL. Answers how many."""
+    rows = await tx.connection.execute(
+        sa.select(tasks.c.id, tasks.c.state)
+        .where(tasks.c.callback_url.is_not(None), tasks.c.window_end <= tx.now)
+        .limit(BATCH)
+    )
+    over = rows.all()
+    unfinished = [row.id for row in over if row.state in {TaskState.QUEUED, TaskState.PROCESSING}]
+    finished = [row.id for row in over if row.id not in set(unfinished)]
+    await work.expire(tx, unfinished)
+    if finished:
+        ended = await tx.connection.execute(
+            sa.update(deliveries)
+            .where(deliveries.c.task_id.in_(finished), deliveries.c.state == DeliveryState.PENDING)
+            .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
+            .returning(deliveries.c.account)
+        )
+        await ledger.count(tx, Counter((account, DeliveryState.EXPIRED) for account in ended.scalars()))
+        # A lease that is under way has its own copy in memory; settling it wipes nothing that is left here.
+        await delivery_store.wipe(tx, set(finished))
+    return [len(over), *(0 for _ in items[1:])]
+
+
+async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
+    """Delete tasks that ended longer ago than an age, with all that belongs to them. Answers how many.
+
+    A task stays while one of its deliveries can still move, and while an idempotency key may answer with it.
+    """
+    return [await _delete_old(tx, max(age, KEPT_MS)) for age in ages_ms]
+
+
+async def _delete_old(tx: Transaction, age_ms: int) -> int:
+    cutoff = tx.now - age_ms
+    live = sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.state.in_(LIVE_STATES))
+    recent = sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.finished_at >= cutoff)
+    ids = list(
+        await tx.connection.scalars(
+            sa.select(tasks.c.id)
+            # Ids sort by creation, so the primary key finds the old ones.
+            .where(tasks.c.id < id_floor(cutoff), tasks.c.finished_at < cutoff, ~live, ~recent)
+            .order_by(tasks.c.id)
+            .limit(BATCH)
+        )
+    )
+    if ids:
+        theirs = list(await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.task_id.in_(ids))))
+        await tx.connection.execute(sa.delete(attempts).where(attempts.c.delivery_id.in_(theirs)))
+        await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_([*theirs, *ids])))
+        await tx.connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(theirs)))
+        await tx.connection.execute(sa.delete(tasks).where(tasks.c.id.in_(ids)))
+    return len(ids)
+
+
+async def forget_answers(tx: Transaction, items: Sequence[None]) -> list[int]:
+    """Delete idempotency answers that are past their time. Answers how many."""
+    old = (
+        sa.select(idempotency.c.account, idempotency.c.route, idempotency.c.key)
+        .where(idempotency.c.created_at < tx.now - KEPT_MS)
+        .limit(BATCH)
+    )
+    columns = sa.tuple_(idempotency.c.account, idempotency.c.route, idempotency.c.key)
+    result = await tx.connection.execute(sa.delete(idempotency).where(columns.in_(old)))
+    return [result.rowcount, *(0 for _ in items[1:])]
+
+
+async def held_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> list[set[str]]:
+    """The deliveries leased to this session that the process does not know of."""
+    rows = await tx.connection.scalars(
+        sa.select(deliveries.c.id).where(deliveries.c.state == DeliveryState.LEASED, deliveries.c.session == tx.session)
+    )
+    leased = set(rows)
+    return [leased - ids for ids in known]
+
+
+async def interrupt(tx: Transaction, groups: Sequence[Sequence[str]]) -> list[int]:
+    """Free leases of our own that nobody works on."""
+    return [await delivery_store.interrupt(tx, list(ids)) for ids in groups]

@@ -1,0 +1,267 @@
+"""Every statement that moves a task after it was accepted: lease, renew, finish, reap, expire.
+
+A lease raises `attempt`, which is its fencing token. Leases of our own processes hang on their session,
+those of processors elsewhere on a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from dispatcher.errors import LeaseLost
+from dispatcher.models import BodyMode, DeliveryState, TaskState, lane_of
+from dispatcher.store import deliveries as delivery_store
+from dispatcher.store import ledger
+from dispatcher.store.committer import Transaction
+from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
+from dispatcher.store.tables import bodies, deliveries, tasks
+
+
+async def lease(tx: Transaction, claims: Sequence[TaskClaim]) -> list[list[LeasedTask]]:
+    """Lease due tasks of the wanted types, oldest first. Tasks whose window has ended are expired instead."""
+    return [await _lease_one(tx, claim) for claim in claims]
+
+
+async def _lease_one(tx: Transaction, claim: TaskClaim) -> list[LeasedTask]:
+    condition = sa.and_(
+        tasks.c.state == sa.literal_column("'queued'"),
+        tasks.c.type.in_(claim.types),
+        tasks.c.due_at <= tx.now,
+    )
+    if claim.account is not None:
+        condition &= tasks.c.account == claim.account
+    due = sa.select(tasks.c.id).where(condition).order_by(tasks.c.due_at).limit(claim.limit)
+    ids = list(await tx.connection.scalars(due.with_for_update(skip_locked=True)))
+    if not ids:
+        return []
+    rows = await tx.connection.execute(
+        sa.select(tasks, bodies.c.content)
+        .select_from(tasks.join(bodies, bodies.c.id == tasks.c.id))
+        .where(tasks.c.id.in_(ids))
+        .order_by(tasks.c.due_at, tasks.c.id)
+    )
+    found = rows.mappings().all()
+    over = [row["id"] for row in found if row["window_end"] is not None and row["window_end"] <= tx.now]
+    await expire(tx, over)
+    usable = [row for row in found if row["id"] not in over]
+    until = {
+        row["id"]: None if claim.lease_for is None else tx.now + round(claim.lease_for[row["type"]] * 1000)
+        for row in usable
+    }
+    if usable:
+        await tx.connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.id == sa.bindparam("key"))
+            .values(
+                state=TaskState.PROCESSING,
+                attempt=tasks.c.attempt + 1,
+                due_at=None,
+                session=tx.session if claim.lease_for is None else None,
+                lease_until=sa.bindparam("until"),
+            ),
+            [{"key": key, "until": end} for key, end in until.items()],
+        )
+    return [_leased(row, until[row["id"]]) for row in usable]
+
+
+def _leased(row: sa.RowMapping, until: int | None) -> LeasedTask:
+    return LeasedTask(
+        id=row["id"],
+        account=row["account"],
+        type=row["type"],
+        payload=row["content"],
+        attempt=row["attempt"] + 1,
+        failures=row["failures"],
+        body_mode=BodyMode(row["body_mode"]),
+        delivery_id=row["delivery_id"],
+        metadata=row["metadata"],
+        created_at=row["created_at"],
+        window_end=row["window_end"],
+        lease_until=until,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Renewal:
+    """A wish to keep a remote lease, `seconds` from now."""
+
+    task_id: str
+    attempt: int
+    account: str | None
+    seconds: float
+
+
+async def renew(tx: Transaction, renewals: Sequence[Renewal]) -> list[int | LeaseLost]:
+    """Prolong leases of processors elsewhere; answers the new end, milliseconds since the epoch."""
+    results: list[int | LeaseLost] = []
+    for renewal in renewals:
+        until = tx.now + round(renewal.seconds * 1000)
+        result = await tx.connection.execute(
+            sa.update(tasks)
+            .where(
+                tasks.c.id == renewal.task_id,
+                tasks.c.attempt == renewal.attempt,
+                tasks.c.state == TaskState.PROCESSING,
+                tasks.c.lease_until > tx.now,
+                sa.true() if renewal.account is None else tasks.c.account == renewal.account,
+            )
+            .values(lease_until=until)
+        )
+        results.append(until if result.rowcount else LeaseLost("the lease of this task is no longer held"))
+    return results
+
+
+async def finish(tx: Transaction, reports: Sequence[TaskReport]) -> list[TaskSettled | LeaseLost]:
+    """Store results, and make their deliveries due; or queue tasks for another try.
+
+    The result is committed here, before its delivery's first attempt.
+    """
+    found = await tx.connection.execute(
+        sa.select(tasks)
+        .where(tasks.c.id.in_([report.task_id for report in reports]), tasks.c.state == TaskState.PROCESSING)
+        .with_for_update()
+    )
+    rows = {row["id"]: row for row in found.mappings()}
+    results: list[TaskSettled | LeaseLost] = []
+    for report in reports:
+        row = rows.pop(report.task_id, None)
+        if row is None or not _holds(report, row, tx):
+            results.append(LeaseLost("the lease of this task is no longer held"))
+        elif report.state is None or report.body is None:
+            await _requeue(tx, row["id"], report.retry_in or 0.0)
+            results.append(TaskSettled(state=TaskState.QUEUED, lane=None))
+        else:
+            await _store_result(tx, report, row)
+            results.append(TaskSettled(state=report.state, lane=lane_of(row["account"], row["callback_origin"])))
+    return results
+
+
+def _holds(report: TaskReport, row: sa.RowMapping, tx: Transaction) -> bool:
+    if row["attempt"] != report.attempt or report.account not in {None, row["account"]}:
+        return False
+    if report.remote:
+        return row["lease_until"] is not None and row["lease_until"] > tx.now
+    return bool(row["session"] == tx.session)
+
+
+async def _requeue(tx: Transaction, task_id: str, delay: float) -> None:
+    await tx.connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.id == task_id)
+        .values(
+            state=TaskState.QUEUED,
+            failures=tasks.c.failures + 1,
+            due_at=tx.now + round(delay * 1000),
+            session=None,
+            lease_until=None,
+        )
+    )
+
+
+async def _store_result(tx: Transaction, report: TaskReport, row: sa.RowMapping) -> None:
+    body = report.body
+    if body is None:
+        raise ValueError("a result needs a body")
+    await tx.connection.execute(
+        sa.insert(bodies).values(
+            id=row["delivery_id"],
+            content=body.body,
+            content_type=body.content_type,
+            headers=[list(header) for header in body.headers] or None,
+        )
+    )
+    await tx.connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.id == row["id"])
+        .values(state=report.state, error=report.error, session=None, lease_until=None, finished_at=tx.now)
+    )
+    await tx.connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.id == row["delivery_id"], deliveries.c.state == DeliveryState.PENDING)
+        .values(body_id=row["delivery_id"], due_at=tx.now)
+    )
+
+
+async def reap(tx: Transaction, sessions: Sequence[str]) -> list[int]:
+    """Queue the tasks that dead sessions left in work, as a failed try each."""
+    ids = list(
+        await tx.connection.scalars(
+            sa.select(tasks.c.id).where(
+                tasks.c.state == sa.literal_column("'processing'"), tasks.c.session.in_(sessions)
+            )
+        )
+    )
+    return [await interrupt(tx, ids)] + [0] * (len(sessions) - 1)
+
+
+async def reap_remote(tx: Transaction) -> int:
+    """Queue the tasks whose remote lease has ended, as a failed try each."""
+    ids = await tx.connection.scalars(
+        sa.select(tasks.c.id).where(tasks.c.state == sa.literal_column("'processing'"), tasks.c.lease_until <= tx.now)
+    )
+    return await interrupt(tx, list(ids))
+
+
+async def interrupt(tx: Transaction, ids: list[str]) -> int:
+    """Queue tasks whose lease ended without a report, as a failed try each."""
+    for task_id in ids:
+        await _requeue(tx, task_id, 0.0)
+    return len(ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskRelease:
+    """A task given back before its processor began."""
+
+    task_id: str
+    attempt: int
+
+
+async def release(tx: Transaction, releases: Sequence[TaskRelease]) -> list[None]:
+    """Queue tasks again as if they had never been leased."""
+    await tx.connection.execute(
+        sa.update(tasks)
+        .where(
+            tasks.c.id == sa.bindparam("key"),
+            tasks.c.attempt == sa.bindparam("token"),
+            tasks.c.state == TaskState.PROCESSING,
+            tasks.c.session == tx.session,
+        )
+        .values(state=TaskState.QUEUED, attempt=tasks.c.attempt - 1, due_at=tx.now, session=None),
+        [{"key": release.task_id, "token": release.attempt} for release in releases],
+    )
+    return [None for _ in releases]
+
+
+async def expire(tx: Transaction, task_ids: Sequence[str]) -> None:
+    """End tasks without a result, and their deliveries, because the callback's window is over."""
+    await end_without_result(tx, task_ids, TaskState.EXPIRED, DeliveryState.EXPIRED, "window")
+    await delivery_store.wipe(tx, set(task_ids))
+
+
+async def end_without_result(
+    tx: Transaction,
+    task_ids: Sequence[str],
+    task_state: TaskState,
+    delivery_state: DeliveryState,
+    reason: str,
+) -> None:
+    """End tasks that have no result yet, together with the deliveries that waited for it."""
+    if not task_ids:
+        return
+    await tx.connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.id.in_(task_ids))
+        .values(state=task_state, due_at=None, session=None, lease_until=None, finished_at=tx.now)
+    )
+    ended = await tx.connection.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.task_id.in_(task_ids), deliveries.c.state == DeliveryState.PENDING)
+        .values(state=delivery_state, reason=reason, due_at=None, finished_at=tx.now)
+        .returning(deliveries.c.account)
+    )
+    await ledger.count(tx, Counter((account, delivery_state) for account in ended.scalars()))

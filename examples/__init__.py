@@ -1,0 +1,1 @@
+"""Examples that run as tests, each beside the input it works on."""

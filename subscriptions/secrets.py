@@ -1,0 +1,102 @@
+"""Secrets that sign deliveries: made here, checked here, and never printed."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import secrets
+import unicodedata
+from typing import NoReturn, Self
+
+#: what marks a secret as ours; the Standard Webhooks libraries strip it before they decode
+PREFIX = "whsec_"
+#: random bytes in a secret that we make
+GENERATED_BYTES = 24
+#: characters, both ends included
+MIN_LENGTH = 8
+MAX_LENGTH = 255
+
+
+class SecretError(ValueError):
+    """A secret that cannot be used. The text says what would be right, and never repeats the secret."""
+
+
+class Secret:
+    """A text that cannot be printed by accident: only `reveal()` gives it back.
+
+    Equal to another `Secret` of the same text, compared in constant time. It cannot be pickled.
+    """
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself. Call this only where the text is used, never where it could be shown."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(_exact_bytes(self._text), _exact_bytes(other._text))
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("A Secret is not pickled: pass it on sealed by the keyring, or reveal it on purpose.")
+
+
+def generate() -> Secret:
+    """A new secret: `whsec_` and the padded base64 of 24 random bytes."""
+    return Secret(PREFIX + base64.b64encode(secrets.token_bytes(GENERATED_BYTES)).decode("ascii"))
+
+
+def check(text: str) -> Secret:
+    """`text` as a secret, if it can be one.
+
+    Raises SecretError unless it has 8 to 255 characters, none of them a control character (a pasted line
+    end, mostly) or a lone surrogate, which no encoding can sign with.
+    """
+    if not MIN_LENGTH <= len(text) <= MAX_LENGTH:
+        raise SecretError(f"A secret has {MIN_LENGTH} to {MAX_LENGTH} characters.")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
+        raise SecretError("A secret has no control characters, such as a line end.")
+    return Secret(text)
+
+
+def standard_key(secret: Secret) -> bytes:
+    """The key bytes that Standard Webhooks signs with: `whsec_` stripped, the rest decoded from base64.
+
+    Only the form that every verifier decodes alike is taken: the standard alphabet, padded, nothing beside
+    it, and no stray bits in the last character. Raises SecretError for any other.
+    """
+    encoded = secret.reveal().removeprefix(PREFIX)
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if not key or base64.b64encode(key).decode("ascii") != encoded:
+        raise SecretError("The secret is not padded base64 in the standard alphabet.")
+    return key
+
+
+def _exact_bytes(text: str) -> bytes:
+    # every str has its own bytes this way, lone surrogates too, so comparing never fails
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,60 @@
+"""What all tests share. A tool that is missing skips a test, but under CI nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.receiver import Receiver
+from tests.support.server import Server
+
+#: set by scripts/test under CI: what is missing fails
+REQUIRE = os.environ.get("DISPATCHER_TEST_REQUIRE") == "1"
+
+
+def missing(what: str) -> None:
+    """Skip this test because of what is missing; fail instead under CI."""
+    if REQUIRE:
+        pytest.fail(f"missing on this machine: {what}")
+    pytest.skip(f"missing on this machine: {what}")
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name == "DATABASE_URL" or (name.startswith("DISPATCHER_") and not name.startswith("DISPATCHER_TEST_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver that answers 200."""
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts dispatchers that are gone when the test is."""
+    servers: list[Server] = []
+
+    def start(name: str = "data", **options: object) -> Server:
+        server = Server(tmp_path / name, **options)  # type: ignore[arg-type]  # passed through
+        servers.append(server)
+        return server.start()
+
+    yield start
+    for server in servers:
+        if server.running:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One dispatcher in --dev mode, with fast retries, for all tests of a module."""
+    settings = {"retry_schedule": "[0.05, 0.1, 0.2]", "send_timeout": "2"}
+    with Server(tmp_path_factory.mktemp("server") / "data", settings=settings) as running:
+        yield running

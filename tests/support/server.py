@@ -1,0 +1,160 @@
+"""Starts `dispatcher serve` as a real process, and talks to it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+READY_WITHIN = 30.0
+ENDED_WITHIN = 40.0
+
+
+class Server:
+    """One dispatcher process on a data directory. `start()` it again after `kill()` to see what it kept."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        dev: bool = True,
+        settings: dict[str, str] | None = None,
+        options: Sequence[str] = (),
+        launcher: Sequence[str] = ("-m", "dispatcher.cli"),
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        self._dev = dev
+        self._settings = settings or {}
+        self._options = options
+        self._launcher = launcher
+        self._prefix = prefix
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self.token = ""
+
+    def start(self) -> Self:
+        """Start it and wait until it says that it is ready."""
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("DISPATCHER_") and key != "DATABASE_URL"
+        }
+        environment = {**inherited, **{f"DISPATCHER_{key.upper()}": value for key, value in self._settings.items()}}
+        command = [*self._prefix, sys.executable, *self._launcher, "serve", "--port", "0"]
+        command += ["--data-dir", str(self.data_dir), *(["--dev"] if self._dev else []), *self._options]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=Path(__file__).parents[2]
+            )
+        deadline = time.monotonic() + READY_WITHIN
+        for line in self._lines(deadline):
+            kind, _, rest = line.partition(" ")
+            if kind == "token":
+                self.token = rest
+            elif line.startswith("dispatcher ready on "):
+                self.url = line.removeprefix("dispatcher ready on ")
+                return self
+        self.kill()
+        raise AssertionError(f"the dispatcher did not start:\n{self.log.read_text()[-4000:]}")
+
+    def _lines(self, deadline: float) -> Iterator[str]:
+        """Lines of its stdout as they come, until it ends or time is up. Nothing is buffered past a wait."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        pending = b""
+        while (left := deadline - time.monotonic()) > 0:
+            readable, _, _ = select.select([self.process.stdout], [], [], left)
+            chunk = os.read(self.process.stdout.fileno(), 65536) if readable else b""
+            if not chunk:
+                return
+            *lines, pending = (pending + chunk).split(b"\n")
+            yield from (line.decode() for line in lines)
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A client with this server's token."""
+        return httpx.Client(base_url=self.url, headers=self.authorization, timeout=30, trust_env=False, **options)
+
+    def async_client(self, **options: Any) -> httpx.AsyncClient:
+        """The same, for async tests."""
+        return httpx.AsyncClient(base_url=self.url, headers=self.authorization, timeout=30, trust_env=False, **options)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that carries its token."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is alive."""
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and wait until it has ended by itself. Returns its exit status."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
+        assert self.process is not None
+        try:
+            status = self.process.wait(ENDED_WITHIN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the dispatcher did not stop:\n{self.log.read_text()[-4000:]}") from None
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return status
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run another `dispatcher` command on the same data directory."""
+        command = [sys.executable, "-m", "dispatcher.cli", *arguments, "--data-dir", str(self.data_dir)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=check, timeout=60, cwd=Path(__file__).parents[2]
+        )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self.running:
+            self.kill()
+        elif self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+def until(condition: Any, *, within: float = 15.0, every: float = 0.02) -> Any:
+    """Wait until a condition returns something true, and return that. Fails after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within} s")
+        time.sleep(every)
