@@ -29,7 +29,7 @@ from dispatcher.store.records import (
     Settled,
 )
 from dispatcher.store.sealing import open_callback
-from dispatcher.store.tables import attempts, bodies, deliveries, tasks
+from dispatcher.store.tables import attempts, bodies, deliveries, is_live, is_pending, tasks
 from subscriptions.keyring import Keyring
 
 #: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
@@ -78,7 +78,7 @@ def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
         sa.select(
             sa.select(deliveries.c.id)
             .where(
-                deliveries.c.state == sa.literal_column("'pending'"),
+                is_pending,
                 deliveries.c.lane == claim.lane,
                 deliveries.c.due_at <= now,
             )
@@ -150,9 +150,7 @@ async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | N
     arms = [
         sa.select(
             sa.literal(lane),
-            sa.select(sa.func.min(deliveries.c.due_at))
-            .where(deliveries.c.state == sa.literal_column("'pending'"), deliveries.c.lane == lane)
-            .scalar_subquery(),
+            sa.select(sa.func.min(deliveries.c.due_at)).where(is_pending, deliveries.c.lane == lane).scalar_subquery(),
         )
         for lane in lanes
     ]
@@ -170,11 +168,7 @@ async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[d
 
 async def _due_lanes(tx: Transaction, after: str, limit: int) -> dict[str, float]:
     def first_after(lane: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
-        return (
-            sa.select(sa.func.min(deliveries.c.lane))
-            .where(deliveries.c.state == sa.literal_column("'pending'"), deliveries.c.lane > lane)
-            .scalar_subquery()
-        )
+        return sa.select(sa.func.min(deliveries.c.lane)).where(is_pending, deliveries.c.lane > lane).scalar_subquery()
 
     hops = sa.select(first_after(after).label("lane")).cte("hops", recursive=True)
     hops = hops.union_all(sa.select(first_after(hops.c.lane)).where(hops.c.lane.is_not(None)))
@@ -213,7 +207,9 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
 async def reap(tx: Transaction, sessions: Sequence[str]) -> list[int]:
     """Free what dead sessions left leased: each lease is recorded as an interrupted attempt. Answers how many."""
     ids = await tx.connection.scalars(
-        sa.select(deliveries.c.id).where(deliveries.c.state == DeliveryState.LEASED, deliveries.c.session.in_(sessions))
+        sa.select(deliveries.c.id).where(
+            is_live, deliveries.c.state == DeliveryState.LEASED, deliveries.c.session.in_(sessions)
+        )
     )
     return [await interrupt(tx, list(ids))] + [0] * (len(sessions) - 1)
 

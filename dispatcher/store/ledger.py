@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.models import LIVE_STATES, TERMINAL_STATES
 from dispatcher.store.committer import Transaction
 from dispatcher.store.database import upsert
-from dispatcher.store.tables import deliveries, ledger
+from dispatcher.store.tables import deliveries, is_live, ledger
 
 ACCEPTED = "accepted"
 #: how many rows one account's count is spread over
@@ -50,7 +50,7 @@ async def read(connection: AsyncConnection, account: str) -> dict[str, int]:
     )
     live = await connection.execute(
         sa.select(deliveries.c.state, sa.func.count())
-        .where(deliveries.c.state.in_(LIVE_STATES), deliveries.c.account == account)
+        .where(is_live, deliveries.c.account == account)
         .group_by(deliveries.c.state)
     )
     found = {state: int(number) for state, number in (*counted, *live)}

@@ -114,13 +114,17 @@ def _partial_index(name: str, *columns: sa.Column[Any], where: sa.ColumnElement[
 
 
 def _in_state(column: sa.Column[Any], *states: str) -> sa.ColumnElement[bool]:
-    # Written out, not bound: SQLite uses a partial index only for a query that says the same words.
+    # Written out, not bound: a partial index is used only for a query that says the same words.
     literals: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{state}'") for state in states]
     return column == literals[0] if len(literals) == 1 else column.in_(literals)
 
 
-_partial_index("ix_tasks_queued", tasks.c.type, tasks.c.due_at, where=_in_state(tasks.c.state, "queued"))
-_partial_index("ix_tasks_processing", tasks.c.lease_until, where=_in_state(tasks.c.state, "processing"))
+#: A task waits for a processor.
+is_queued = _in_state(tasks.c.state, "queued")
+#: A processor holds a task's lease.
+is_processing = _in_state(tasks.c.state, "processing")
+_partial_index("ix_tasks_queued", tasks.c.type, tasks.c.due_at, where=is_queued)
+_partial_index("ix_tasks_processing", tasks.c.lease_until, where=is_processing)
 _partial_index("ix_tasks_window", tasks.c.window_end, where=tasks.c.callback_url.is_not(None))
 
 #: The queue. Kept narrow: what is only needed to send or to show stands in `tasks` and `bodies`.
@@ -153,18 +157,12 @@ deliveries = sa.Table(
 )
 sa.Index("ix_deliveries_account_id", deliveries.c.account, deliveries.c.id)
 sa.Index("ix_deliveries_task_id", deliveries.c.task_id)
-_partial_index(
-    "ix_deliveries_due",
-    deliveries.c.lane,
-    deliveries.c.due_at,
-    where=_in_state(deliveries.c.state, "pending"),
-)
-_partial_index(
-    "ix_deliveries_live",
-    deliveries.c.state,
-    deliveries.c.account,
-    where=_in_state(deliveries.c.state, *LIVE_STATES),
-)
+#: A delivery waits to be leased.
+is_pending = _in_state(deliveries.c.state, "pending")
+#: A delivery can still move.
+is_live = _in_state(deliveries.c.state, *LIVE_STATES)
+_partial_index("ix_deliveries_due", deliveries.c.lane, deliveries.c.due_at, where=is_pending)
+_partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
 #: Payloads (under their task's id) and exact bodies to send (under their first delivery's id).
 bodies = sa.Table(

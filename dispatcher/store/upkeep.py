@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from dispatcher.ids import id_floor
-from dispatcher.models import LIVE_STATES, DeliveryState, TaskState
+from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import ledger, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import dead_sessions
-from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, sessions, tasks
+from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, is_live, sessions, tasks
 
 #: rows that one step handles, so that nobody waits long behind it
 BATCH = 200
@@ -64,7 +64,7 @@ async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
 
 async def _delete_old(tx: Transaction, age_ms: int) -> int:
     cutoff = tx.now - age_ms
-    live = sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.state.in_(LIVE_STATES))
+    live = sa.exists().where(deliveries.c.task_id == tasks.c.id, is_live)
     recent = sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.finished_at >= cutoff)
     ids = list(
         await tx.connection.scalars(
@@ -99,7 +99,9 @@ async def forget_answers(tx: Transaction, items: Sequence[None]) -> list[int]:
 async def held_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> list[set[str]]:
     """The deliveries leased to this session that the process does not know of."""
     rows = await tx.connection.scalars(
-        sa.select(deliveries.c.id).where(deliveries.c.state == DeliveryState.LEASED, deliveries.c.session == tx.session)
+        sa.select(deliveries.c.id).where(
+            is_live, deliveries.c.state == DeliveryState.LEASED, deliveries.c.session == tx.session
+        )
     )
     leased = set(rows)
     return [leased - ids for ids in known]

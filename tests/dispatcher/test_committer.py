@@ -1,0 +1,184 @@
+"""Group commit on a real database: who is answered when, and what one bad row costs the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from dispatcher.errors import StoreUnavailable
+from dispatcher.store import committer as committer_module
+from dispatcher.store import migrations
+from dispatcher.store.committer import Committer, Transaction
+from dispatcher.store.database import Database, embedded_url
+from dispatcher.store.sessions import open_session
+from dispatcher.store.tables import bodies
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(embedded_url(tmp_path))
+    async with database.write() as connection:
+        await connection.run_sync(migrations.upgrade)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def committer(database: Database) -> AsyncIterator[Committer]:
+    committer = Committer(database, session=await open_session(database, ttl=60, alone=True))
+    committer.start()
+    yield committer
+    await committer.stop()
+
+
+class Inserts:
+    """A write that inserts a body per item, and remembers how the items were grouped."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    async def __call__(self, tx: Transaction, items: Sequence[str]) -> list[str | ValueError]:
+        self.batches.append(list(items))
+        await tx.connection.execute(
+            sa.insert(bodies), [{"id": item, "content": b"x", "content_type": "t", "headers": None} for item in items]
+        )
+        return [ValueError(item) if item.startswith("refused") else item.upper() for item in items]
+
+
+async def stored(database: Database) -> set[str]:
+    async with database.read() as connection:
+        return set(await connection.scalars(sa.select(bodies.c.id)))
+
+
+async def test_writes_that_come_together_share_a_commit(committer: Committer, database: Database) -> None:
+    insert = Inserts()
+    answers = await asyncio.gather(*(committer.write(insert, f"row{n}") for n in range(200)))
+    assert answers == [f"ROW{n}" for n in range(200)]
+    assert len(insert.batches) <= 2
+    assert len(await stored(database)) == 200
+
+
+async def test_an_answer_means_that_it_is_on_disk(committer: Committer, database: Database) -> None:
+    insert = Inserts()
+
+    async def write(item: str) -> bool:
+        await committer.write(insert, item)
+        return item in await stored(database)
+
+    assert all(await asyncio.gather(*(write(f"row{n}") for n in range(30))))
+
+
+async def test_a_bad_row_fails_alone(committer: Committer, database: Database) -> None:
+    insert = Inserts()
+    await committer.write(insert, "taken")
+    items = [*(f"row{n}" for n in range(20)), "taken", *(f"row{n}" for n in range(20, 40))]
+    answers = await asyncio.gather(*(committer.write(insert, item) for item in items), return_exceptions=True)
+    failed = [item for item, answer in zip(items, answers, strict=True) if isinstance(answer, Exception)]
+    assert failed == ["taken"]
+    assert await stored(database) == {"taken", *(f"row{n}" for n in range(40))}
+
+
+async def test_an_answer_that_is_an_exception_is_raised_and_the_rest_commits(
+    committer: Committer, database: Database
+) -> None:
+    insert = Inserts()
+    good, bad = await asyncio.gather(
+        committer.write(insert, "good"), committer.write(insert, "refused"), return_exceptions=True
+    )
+    assert good == "GOOD"
+    assert isinstance(bad, ValueError)
+    assert await stored(database) == {"good", "refused"}
+
+
+async def test_a_caller_that_goes_away_cancels_nothing(committer: Committer, database: Database) -> None:
+    insert, told = Inserts(), asyncio.Event()
+    caller = asyncio.create_task(committer.write(insert, "row", then=lambda _answer: told.set()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    async with asyncio.timeout(10):
+        await told.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert await stored(database) == {"row"}
+
+
+async def test_stopping_commits_what_has_gathered(database: Database) -> None:
+    committer = Committer(database, session=await open_session(database, ttl=60, alone=True))
+    insert = Inserts()
+    writes = [asyncio.create_task(committer.write(insert, f"row{n}")) for n in range(10)]
+    await asyncio.sleep(0)
+    committer.start()
+    await committer.stop()
+    assert len(await asyncio.gather(*writes)) == 10
+    with pytest.raises(StoreUnavailable):
+        await committer.write(insert, "late")
+    assert len(await stored(database)) == 10
+
+
+async def test_too_many_waiting_writes_are_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(committer_module, "MAX_WAITING_WEIGHT", 5)
+    committer = Committer(database, session=await open_session(database, ttl=60, alone=True))
+    insert = Inserts()
+    writes = [asyncio.create_task(committer.write(insert, f"row{n}")) for n in range(10)]
+    await asyncio.sleep(0)
+    committer.start()
+    answers = await asyncio.gather(*writes, return_exceptions=True)
+    await committer.stop()
+    taken = [answer for answer in answers if isinstance(answer, str)]
+    assert all(isinstance(answer, str | StoreUnavailable) for answer in answers)
+    assert len(taken) == 6
+    assert len(await stored(database)) == 6
+
+
+class LosesAnswers(Database):
+    """A database whose connection breaks around COMMIT: before it took effect, or after."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.breaks: str | None = None
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        breaks, self.breaks = self.breaks, None
+        async with super().write() as connection:
+            yield connection
+            if breaks == "before":
+                raise StoreUnavailable("the connection broke before COMMIT took effect")
+        if breaks == "after":
+            raise StoreUnavailable("the connection broke before the answer to COMMIT came")
+
+
+@pytest.mark.parametrize(("breaks", "kept"), [("after", True), ("before", False)])
+async def test_a_commit_without_an_answer_is_looked_up(
+    database: Database, tmp_path: Path, breaks: str, kept: bool
+) -> None:
+    losing = LosesAnswers(database.url)
+    committer = Committer(losing, session=await open_session(losing, ttl=60, alone=True))
+    insert = Inserts()
+    write = asyncio.create_task(committer.write(insert, "row"))
+    await asyncio.sleep(0)
+    losing.breaks = breaks
+    committer.start()
+    if kept:
+        assert await write == "ROW"
+    else:
+        with pytest.raises(StoreUnavailable):
+            await write
+    assert await stored(database) == ({"row"} if kept else set())
+    assert len(insert.batches) == 1
+    await committer.stop()
+    await losing.close()
+
+
+async def test_a_session_that_was_ended_writes_nothing(committer: Committer, database: Database) -> None:
+    async with database.write() as connection:
+        await connection.execute(sa.text("DELETE FROM sessions"))
+    with pytest.raises(StoreUnavailable):
+        await committer.write(Inserts(), "row")
+    assert await stored(database) == set()

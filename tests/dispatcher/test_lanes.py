@@ -1,0 +1,234 @@
+"""Lanes and turns: width, circuit, and fair choice among lanes and accounts. Time is a number here."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from dispatcher.bodies import Body
+from dispatcher.delivery.lanes import CIRCUIT_FAILURES, FIRST_QUIET, FIRST_WIDTH, LAST_QUIET, PROBE_WIDTH, Lane, Lanes
+from dispatcher.models import Outcome
+from dispatcher.store.records import Callback, LeasedDelivery
+from subscriptions.secrets import Secret
+
+_numbers = iter(range(10**9))
+
+
+def leased(lane: str, size: int = 10) -> LeasedDelivery:
+    """A delivery in a lane."""
+    number = f"{next(_numbers):032x}"
+    return LeasedDelivery(
+        id=number,
+        wire_id=number,
+        account=lane.split(maxsplit=1)[0],
+        lane=lane,
+        attempt=1,
+        event="relay",
+        callback=Callback(
+            url=Secret("https://x/y"),
+            secret=None,
+            headers=(),
+            schemes=None,
+            origin="https://x",
+            fingerprint="0" * 16,
+            token="none",
+            window_end=None,
+        ),
+        body=Body(b"x" * size, "application/json"),
+        traceparent=None,
+    )
+
+
+def lanes_with(*, widest: int = 64, max_bytes: int = 10**9, max_in_flight: int = 10**6) -> Lanes:
+    return Lanes(widest=widest, max_bytes=max_bytes, max_in_flight=max_in_flight)
+
+
+class TestWidth:
+    """A lane proves itself before much is sent to it."""
+
+    def test_it_starts_narrow_and_doubles_to_its_limit(self) -> None:
+        lane = Lane("a x", widest=10)
+        widths = [lane.width]
+        for _ in range(4):
+            lane.note(Outcome.SUCCESS, 200, 0.0)
+            widths.append(lane.width)
+        assert widths == [FIRST_WIDTH, 4, 8, 10, 10]
+
+    def test_failures_halve_it_down_to_one(self) -> None:
+        lane = Lane("a x", widest=64)
+        lane.width = 8
+        for expected in (4, 2, 1, 1):
+            lane.note(Outcome.TIMEOUT, None, 0.0)
+            assert lane.width == expected
+
+    @pytest.mark.parametrize(
+        ("outcome", "status", "is_failure"),
+        [
+            (Outcome.SUCCESS, 200, False),
+            (Outcome.HTTP_ERROR, 302, False),
+            (Outcome.HTTP_ERROR, 404, False),
+            (Outcome.HTTP_ERROR, 407, False),
+            (Outcome.HTTP_ERROR, 408, True),
+            (Outcome.HTTP_ERROR, 409, False),
+            (Outcome.HTTP_ERROR, 429, True),
+            (Outcome.HTTP_ERROR, 499, False),
+            (Outcome.HTTP_ERROR, 500, True),
+            (Outcome.TIMEOUT, None, True),
+            (Outcome.DNS_ERROR, None, True),
+            (Outcome.EGRESS_REFUSED, None, True),
+            (Outcome.INTERNAL_ERROR, None, False),
+        ],
+    )
+    def test_what_speaks_of_the_endpoint_and_what_of_the_message(
+        self, outcome: Outcome, status: int | None, is_failure: bool
+    ) -> None:
+        lane = Lane("a x", widest=64)
+        lane.note(outcome, status, 0.0)
+        assert (lane.failures == 1) is is_failure
+
+
+class TestCircuit:
+    """A row of failures makes a lane quiet, longer each time; one success ends that."""
+
+    def fail(self, lane: Lane, times: int, now: float) -> None:
+        for _ in range(times):
+            lane.note(Outcome.TIMEOUT, None, now)
+
+    def test_it_opens_at_the_limit_and_not_before(self) -> None:
+        lane = Lane("a x", widest=64)
+        self.fail(lane, CIRCUIT_FAILURES - 1, 100.0)
+        assert lane.quiet_until == 0.0
+        self.fail(lane, 1, 100.0)
+        assert lane.quiet_until == 100.0 + FIRST_QUIET
+        assert lane.room(100.0 + FIRST_QUIET - 0.01) == 0
+        assert lane.room(100.0 + FIRST_QUIET) == 2 * PROBE_WIDTH
+
+    def test_quiet_grows_to_its_limit(self) -> None:
+        lane = Lane("a x", widest=64)
+        self.fail(lane, CIRCUIT_FAILURES, 0.0)
+        spans = []
+        for _ in range(6):
+            now = lane.quiet_until
+            self.fail(lane, 1, now)
+            spans.append(lane.quiet_until - now)
+        assert spans == [2.0, 4.0, 8.0, LAST_QUIET, LAST_QUIET, LAST_QUIET]
+
+    def test_failures_that_were_under_way_do_not_prolong_it(self) -> None:
+        lane = Lane("a x", widest=64)
+        self.fail(lane, CIRCUIT_FAILURES, 0.0)
+        until = lane.quiet_until
+        self.fail(lane, 5, 0.5)
+        assert lane.quiet_until == until
+
+    def test_a_success_closes_it(self) -> None:
+        lane = Lane("a x", widest=64)
+        self.fail(lane, CIRCUIT_FAILURES, 0.0)
+        lane.note(Outcome.SUCCESS, 200, 5.0)
+        assert (lane.failures, lane.quiet) == (0, FIRST_QUIET)
+
+
+class TestTurns:
+    """Slots go round by account, then by lane."""
+
+    def take_all(self, lanes: Lanes, count: int) -> list[str]:
+        taken = []
+        for _ in range(count):
+            turn = lanes.take(0.0)
+            assert turn is not None
+            taken.append(turn[0].key)
+        return taken
+
+    def test_a_long_lane_takes_its_turn_like_a_short_one(self) -> None:
+        lanes = lanes_with()
+        for _ in range(100):
+            lanes.put(leased("a https://flood"), 0.0)
+        lanes.put(leased("a https://quiet"), 0.0)
+        assert "a https://quiet" in self.take_all(lanes, 2)
+
+    def test_an_account_with_many_lanes_takes_its_turn_like_one_with_one(self) -> None:
+        lanes = lanes_with()
+        for number in range(50):
+            lanes.put(leased(f"big https://{number}"), 0.0)
+        for number in range(2):
+            lanes.put(leased(f"small https://{number}"), 0.0)
+        accounts = Counter(key.split()[0] for key in self.take_all(lanes, 4))
+        assert accounts == {"big": 2, "small": 2}
+
+    def test_a_lane_never_exceeds_its_width(self) -> None:
+        lanes = lanes_with()
+        for _ in range(10):
+            lanes.put(leased("a https://x"), 0.0)
+        assert len(self.take_all(lanes, FIRST_WIDTH)) == FIRST_WIDTH
+        assert lanes.take(0.0) is None
+
+    def test_a_finished_request_makes_room(self) -> None:
+        lanes = lanes_with(widest=1)
+        first, second = leased("a https://x"), leased("a https://x")
+        lanes.put(first, 0.0)
+        lanes.put(second, 0.0)
+        turn = lanes.take(0.0)
+        assert turn is not None
+        assert lanes.take(0.0) is None
+        lanes.finish(*turn, 0.0)
+        turn = lanes.take(0.0)
+        assert turn is not None
+        assert turn[1] is second
+
+    def test_a_quiet_lane_waits(self) -> None:
+        lanes = lanes_with()
+        lanes.get("a https://x").quiet_until = 5.0
+        lanes.put(leased("a https://x"), 0.0)
+        assert lanes.take(4.9) is None
+        lanes.refresh(lanes.get("a https://x"), 5.0)
+        assert lanes.take(5.0) is not None
+
+    def test_one_account_cannot_hold_everything_while_another_waits(self) -> None:
+        lanes = lanes_with(max_in_flight=4)
+        for number in range(10):
+            lanes.put(leased(f"big https://{number}"), 0.0)
+        assert self.take_all(lanes, 2) == ["big https://0", "big https://1"]
+        lanes.put(leased("small https://x"), 0.0)
+        assert self.take_all(lanes, 1) == ["small https://x"]
+
+    def test_alone_an_account_may_use_it_all(self) -> None:
+        lanes = lanes_with(max_in_flight=4)
+        for number in range(4):
+            lanes.put(leased(f"big https://{number}"), 0.0)
+        assert len(self.take_all(lanes, 4)) == 4
+
+
+class TestReservations:
+    """A place promised to a commit counts until it is filled or given back."""
+
+    def test_room_is_twice_the_width(self) -> None:
+        lanes = lanes_with()
+        assert [lanes.reserve("a https://x", 1, 0.0) for _ in range(2 * FIRST_WIDTH + 1)] == [
+            *[True] * (2 * FIRST_WIDTH),
+            False,
+        ]
+        lanes.cancel_reservation("a https://x", 1)
+        assert lanes.reserve("a https://x", 1, 0.0)
+
+    def test_memory_is_bounded_to_the_byte(self) -> None:
+        lanes = lanes_with(max_bytes=100)
+        assert lanes.reserve("a https://x", 60, 0.0)
+        assert not lanes.reserve("a https://y", 41, 0.0)
+        assert lanes.reserve("a https://y", 40, 0.0)
+
+    def test_nothing_is_handed_off_past_a_backlog(self) -> None:
+        lanes = lanes_with()
+        lanes.get("a https://x").backlog = True
+        assert not lanes.reserve("a https://x", 1, 0.0)
+
+    def test_the_books_balance(self) -> None:
+        lanes = lanes_with()
+        for _ in range(3):
+            lanes.put(leased("a https://x", 7), 0.0)
+        turn = lanes.take(0.0)
+        assert turn is not None
+        assert (lanes.bytes, lanes.waiting) == (21, 2)
+        assert len(lanes.empty(turn[0])) == 2
+        assert (lanes.bytes, lanes.waiting) == (7, 0)
+        lanes.finish(*turn, 0.0)
+        assert (lanes.bytes, lanes.waiting) == (0, 0)

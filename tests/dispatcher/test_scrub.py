@@ -1,0 +1,82 @@
+"""What is kept of an answer holds nothing of the request's URL or secrets."""
+
+from __future__ import annotations
+
+import base64
+from urllib.parse import unquote
+
+import pytest
+
+from dispatcher.delivery.scrub import KEPT_BODY, REDACTED, Scrubber
+from dispatcher.store.records import Callback
+from subscriptions.secrets import Secret
+
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJyZXNfaWQiOiI0MiJ9.c2lnbmF0dXJl"
+PATH = f"/results/42/{TOKEN}?key=caf%C3%A9-s3cr3t&n=1"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw4V"
+
+CALLBACK = Callback(
+    url=Secret(f"https://api.example.com{PATH}"),
+    secret=Secret(SECRET),
+    headers=(("X-Secret", "header-value-1"), ("Authorization", "Bearer opaque-thing")),
+    schemes=None,
+    origin="https://api.example.com",
+    fingerprint="0" * 16,
+    token="jwt",
+    window_end=None,
+)
+
+
+@pytest.fixture
+def scrubber() -> Scrubber:
+    return Scrubber(CALLBACK, path=PATH, secret=Secret("the-account-default"))
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        PATH,
+        TOKEN,
+        TOKEN.split(".")[1],
+        TOKEN.upper(),
+        unquote(PATH),
+        "café-s3cr3t",
+        "caf%C3%A9-s3cr3t",
+        "caf%c3%a9-s3cr3t",
+        SECRET,
+        SECRET.removeprefix("whsec_"),
+        "the-account-default",
+        "header-value-1",
+        "opaque-thing",
+    ],
+)
+def test_an_echo_is_taken_out_of_body_and_headers(scrubber: Scrubber, echo: str) -> None:
+    headers, body = scrubber.answer((("Location", f"https://api.example.com{echo}"),), f"<p>{echo}</p>".encode())
+    assert body is not None
+    for kept in (body, headers[0][1]):
+        assert REDACTED in kept
+        assert echo.lower() not in kept.lower()
+
+
+def test_what_does_not_identify_stays(scrubber: Scrubber) -> None:
+    headers, body = scrubber.answer((("Content-Type", "text/plain"),), b"result 42 was stored")
+    assert headers == (("Content-Type", "text/plain"),)
+    assert body == "result 42 was stored"
+
+
+def test_a_token_across_the_cut_is_taken_out_before_it(scrubber: Scrubber) -> None:
+    padding = "x" * (KEPT_BODY - 10)
+    _, body = scrubber.answer((), f"{padding}{TOKEN}".encode())
+    assert body is not None
+    assert TOKEN[:8] not in body
+    assert len(body) == KEPT_BODY
+
+
+def test_cookies_are_not_kept(scrubber: Scrubber) -> None:
+    assert scrubber.answer((("Set-Cookie", "session=1"),), b"")[0] == ()
+
+
+def test_bytes_that_are_no_text_do_no_harm(scrubber: Scrubber) -> None:
+    _, body = scrubber.answer((), b"\x00\xff" + base64.b64encode(b"anything"))
+    assert body is not None
+    assert "\0" not in body
