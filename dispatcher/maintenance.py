@@ -31,7 +31,7 @@ class Maintenance:
         """Free what dead processes left, then keep the schedule."""
         await self._store.reap()
         for name, seconds, step in (
-            ("reap", 5, self._store.reap),
+            ("reap", 10, self._store.reap),
             ("end_windows", 15, self._store.end_windows),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
@@ -41,7 +41,7 @@ class Maintenance:
                 "interval",
                 args=(name, step),
                 seconds=seconds,
-                next_run_time=datetime.now(UTC) + timedelta(seconds=min(seconds, 5)),
+                next_run_time=datetime.now(UTC) + timedelta(seconds=min(seconds, 10)),
                 max_instances=1,
                 coalesce=True,
                 misfire_grace_time=None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import structlog
 import uvicorn
@@ -21,7 +23,7 @@ from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.egress import EgressPolicy
-from dispatcher.errors import ConfigError, EgressRefused
+from dispatcher.errors import ConfigError, DispatcherError, EgressRefused
 from dispatcher.installation import Installation, open_installation, sole_server
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
@@ -74,7 +76,10 @@ async def serve(settings: Settings) -> None:
             auth=Authenticator(installation),
             reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
         )
-        await _Server(services, listener).serve(sockets=[listener])
+        server = _Server(services, listener)
+        await server.serve(sockets=[listener])
+        if not server.started or server.lifespan.should_exit:
+            raise DispatcherError("the service did not start or stop as it should; the log says why")
 
 
 def egress_policy(settings: Settings) -> EgressPolicy:
@@ -130,6 +135,16 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._services = services
         self._listener = listener
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, and then end by ourselves; uvicorn's own would end the process half-way."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then say so."""

@@ -84,15 +84,17 @@ class Engine:
     async def stop(self) -> None:
         """Stop taking work, finish what is in flight within the grace time, give back every other lease."""
         self._stopping = True
-        for loop in self._loops[:2]:
-            loop.cancel()
+        self._wake.set()
+        leasing, *others = self._loops
+        # A lease that is being committed is waited for, so that what it brings can be given back.
+        await asyncio.gather(leasing, return_exceptions=True)
         self._spawn(self._give_back([delivery for lane in self._lanes for delivery in self._lanes.empty(lane)]))
         await asyncio.wait(self._sends, timeout=self._settings.grace)
         for task in self._sends:
             task.cancel()
-        for loop in self._loops[2:]:
+        for loop in others:
             loop.cancel()
-        await asyncio.gather(*self._sends, *self._loops, return_exceptions=True)
+        await asyncio.gather(*self._sends, *others, return_exceptions=True)
         if self._known:
             # Cut off in the middle of a request: the next process must know that it may have arrived.
             with contextlib.suppress(StoreUnavailable):
@@ -137,7 +139,7 @@ class Engine:
             return
         try:
             batch = await self._store.lease(claims)
-        except StoreUnavailable:
+        except Exception:
             for claim in claims:
                 self._agenda.note(claim.lane, now)
             raise
@@ -246,9 +248,9 @@ class Engine:
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
-        if lane.backlog and lane.room(now) >= max(1, lane.width // 2):
+        if lane.backlog and (now < lane.quiet_until or lane.room(now) >= max(1, lane.width // 2)):
             lane.backlog = False
-            self._agenda.note(lane.key, now)
+            self._agenda.note(lane.key, max(now, lane.quiet_until))
             self._wake.set()
         elif self._starved:
             self._wake.set()
@@ -258,6 +260,7 @@ class Engine:
         if settled.pause is not None:
             lane.quiet_until = max(lane.quiet_until, now + settled.pause)
             self._hush(lane, settled.pause)
+            self._reconsider(lane, now)
         if settled.delay is not None:
             self.wake(settled.lane, settled.delay)
 
@@ -329,7 +332,7 @@ class Engine:
     async def _forever(self, step: Any, pause: float) -> None:
         """Run a step again and again; a database that is away slows it down but does not end it."""
         failures = 0
-        while True:
+        while not self._stopping:
             try:
                 await step()
                 failures = 0

@@ -202,7 +202,7 @@ class Lanes:
     def refresh(self, lane: Lane, now: float) -> None:
         """Give a lane its turn if it can send."""
         if lane.can_send(now):
-            self._turns.setdefault(account_of(lane.key), OrderedDict()).setdefault(lane.key, lane)
+            self._turns.setdefault(account_of(lane.key), OrderedDict())[lane.key] = lane
 
     def forget_idle(self, now: float) -> None:
         """Drop lanes that have had nothing to do for longest."""

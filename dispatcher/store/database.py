@@ -153,7 +153,6 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
             # FULL syncs the log at every commit: a 202 means that it is on disk.
             "synchronous=FULL",
             f"busy_timeout={BUSY_TIMEOUT_MS}",
-            "foreign_keys=ON",
             # Wiped callback URLs and deleted rows leave no remains in the file.
             "secure_delete=FAST",
             "cache_size=-65536",

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 
 from dispatcher import retry
 from dispatcher.bodies import Body
@@ -30,10 +31,14 @@ from dispatcher.store.records import (
 )
 from dispatcher.store.sealing import open_callback
 from dispatcher.store.tables import attempts, bodies, deliveries, is_live, is_pending, tasks
-from subscriptions.keyring import Keyring
+from subscriptions.keyring import Keyring, KeyringError
+
+log = structlog.get_logger(__name__)
 
 #: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
 MAX_LANES_PER_CLAIM = 100
+#: how long a delivery waits whose callback cannot be opened: somebody has to bring the key, milliseconds
+UNREADABLE_DELAY_MS = 300_000
 
 
 # --- lease ------------------------------------------------------------------------------------------------
@@ -58,18 +63,32 @@ async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch
 async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     found = list((await tx.connection.execute(_due(request.lanes, tx.now))).scalars()) if request.lanes else []
     rows = (await tx.connection.execute(_details().where(deliveries.c.id.in_(found)))).mappings().all() if found else []
-    usable = [row for row in rows if not _window_is_over(row, tx.now)]
     await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
-    if usable:
+    leased = await _opened(tx, [row for row in rows if not _window_is_over(row, tx.now)], request.keyring)
+    if leased:
         await tx.connection.execute(
             sa.update(deliveries)
-            .where(deliveries.c.id.in_([row["id"] for row in usable]))
+            .where(deliveries.c.id.in_([delivery.id for delivery in leased]))
             .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=tx.session, due_at=None)
         )
     return LeasedBatch(
-        deliveries=[_leased(row, request.keyring) for row in usable],
+        deliveries=leased,
         next_due=await next_due(tx, [claim.lane for claim in request.lanes]),
     )
+
+
+async def _opened(tx: Transaction, rows: Sequence[sa.RowMapping], keyring: Keyring) -> list[LeasedDelivery]:
+    """The deliveries in these rows. One that the keyring cannot open is put off, so that it holds up no other."""
+    opened: list[LeasedDelivery] = []
+    for row in rows:
+        try:
+            opened.append(_leased(row, keyring))
+        except KeyringError:
+            log.error("callback_unreadable", delivery=row["id"], advice="the keyring lacks the key that sealed it")
+            await tx.connection.execute(
+                sa.update(deliveries).where(deliveries.c.id == row["id"]).values(due_at=tx.now + UNREADABLE_DELAY_MS)
+            )
+    return opened
 
 
 def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
