@@ -9,18 +9,20 @@ import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 import uvloop
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from dispatcher import logs, tokens
-from dispatcher.config import Settings, load
-from dispatcher.errors import ConfigError, StoreUnavailable
-from dispatcher.installation import open_installation
+from dispatcher.config import Settings, load, unknown_variables
+from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.installation import is_made, open_installation
 from dispatcher.server import serve as run_server
 from dispatcher.store import accounts
 
@@ -43,6 +45,21 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"webhook-dispatcher {version('webhook-dispatcher')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Accepts tasks, delivers signed webhooks, and loses nothing it accepted."""
+
+
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
@@ -57,8 +74,12 @@ def serve(
     ] = None,
 ) -> None:
     """Run the whole service: API, task engine, delivery engine and maintenance."""
-    settings = _settings(host=host, port=port, data_dir=data_dir, dev=dev, processors=tuple(processors or ()) or None)
+    settings = _settings(
+        host=host, port=port, data_dir=data_dir, dev=dev, processors=",".join(processors or ()) or None
+    )
     logs.configure(level=settings.log_level, style=settings.log_format)
+    for name in unknown_variables():
+        _warn(f"{name} is not a setting; docs/settings.md lists them")
     _run(run_server(settings))
 
 
@@ -78,7 +99,11 @@ def create_token(
     if note is not None and len(note) > 200:
         _fail("--note must have at most 200 characters")
 
-    async def make(settings: Settings) -> str:
+    settings = _settings(data_dir=data_dir)
+    if not is_made(settings):
+        _warn(f"there was no installation in {settings.data_dir}; this makes a new one")
+
+    async def make() -> str:
         async with AsyncExitStack() as stack:
             installation = await open_installation(settings)
             stack.push_async_callback(installation.database.close)
@@ -91,7 +116,7 @@ def create_token(
                 note=note,
             )
 
-    typer.echo(_run(make(_settings(data_dir=data_dir))))
+    typer.echo(_run(make()))
 
 
 @token_app.command("list")
@@ -112,10 +137,18 @@ def list_tokens(
     if as_json:
         typer.echo(json.dumps([_shown(token) for token in found], indent=2))
         return
-    table = Table("id", "account", "scopes", "state", "made", "note")
+    # An id that is folded cannot be copied, and a note is text, whatever is in it.
+    table = Table(Column("id", no_wrap=True, min_width=32), "account", "scopes", "state", "made", "note")
     for token in found:
         shown = _shown(token)
-        table.add_row(token.jti, token.account, " ".join(token.scopes), shown["state"], shown["created_at"], token.note)
+        table.add_row(
+            token.jti,
+            token.account,
+            " ".join(token.scopes),
+            shown["state"],
+            shown["created_at"],
+            Text(token.note or ""),
+        )
     Console().print(table)
 
 
@@ -152,14 +185,18 @@ def _settings(**options: Any) -> Settings:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return uvloop.run(work)
-    except (ConfigError, StoreUnavailable) as exc:
+    except DispatcherError as exc:
         _fail(str(exc))
     except asyncio.CancelledError:
         raise SystemExit(130) from None
 
 
-def _fail(message: str) -> NoReturn:
+def _warn(message: str) -> None:
     print(f"dispatcher: {message}", file=sys.stderr)  # noqa: T201 - a command line speaks to its user
+
+
+def _fail(message: str) -> NoReturn:
+    _warn(message)
     raise SystemExit(2)
 
 

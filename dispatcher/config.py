@@ -1,7 +1,7 @@
 """Settings: read once, validated once, frozen. This is where every key is documented.
 
 Order of precedence: command-line option, environment (`DISPATCHER_X` for key `x`; only `DATABASE_URL` has no
-prefix), TOML file (`--config FILE` or `DISPATCHER_CONFIG`), default.
+prefix), TOML file (named by `DISPATCHER_CONFIG`), default.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ Words = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Everything that can be set. Lists are written with commas, or as JSON."""
 
-    model_config = SettingsConfigDict(env_prefix="DISPATCHER_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DISPATCHER_", frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     # Where it runs
     #: address to listen on
@@ -120,7 +122,7 @@ class Settings(BaseSettings):
 
     # Keeping
     #: finished tasks, their bodies and attempts are deleted after this many days
-    retention_days: float = Field(default=30.0, gt=0)
+    retention_days: float = Field(default=30.0, gt=0, le=36_500)
 
     @field_validator(
         "processors",
@@ -190,8 +192,20 @@ def load(**options: Any) -> Settings:
     except ValidationError as exc:
         problems = "; ".join(f"{_key(error['loc'])}: {error['msg']}" for error in exc.errors())
         raise ConfigError(f"settings are not valid: {problems}") from None
+    except OSError as exc:
+        raise ConfigError(f"DISPATCHER_CONFIG names a file that cannot be read: {exc.strerror}") from None
     except (SettingsError, ValueError) as exc:
         raise ConfigError(f"settings cannot be read: {exc}") from None
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that look like settings but are none: misspelt, most likely."""
+    known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields} | {"DISPATCHER_CONFIG"}
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith("DISPATCHER_") and name.upper() not in known and not name.startswith("DISPATCHER_TEST_")
+    )
 
 
 def _key(loc: tuple[int | str, ...]) -> str:

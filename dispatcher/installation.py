@@ -51,8 +51,8 @@ async def open_installation(settings: Settings) -> Installation:
     """
     embedded = settings.database_url is None
     data_dir = settings.data_dir
+    _make(data_dir)
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(data_dir / "setup.lock", wait=True):
             database = Database(settings.database_url or embedded_url(data_dir))
             if embedded:
@@ -71,10 +71,15 @@ async def open_installation(settings: Settings) -> Installation:
     return Installation(database=database, keyring=keyring, issuer=issuer, embedded=embedded)
 
 
+def is_made(settings: Settings) -> bool:
+    """Whether there is an installation already."""
+    return settings.database_url is not None or (settings.data_dir / "dispatcher.db").exists()
+
+
 @contextmanager
 def sole_server(settings: Settings) -> Iterator[None]:
     """Own the embedded database for as long as the block runs. Raises ConfigError when another process does."""
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(settings.data_dir)
     with _locked(settings.data_dir / "serve.lock", wait=False):
         yield
 
@@ -101,6 +106,13 @@ async def _match(connection: AsyncConnection, file: Path) -> tuple[Keyring, str]
     except KeyringError:
         raise ConfigError(f"{file} does not belong to this database: restore the one that was used with it") from None
     return keyring, row.issuer
+
+
+def _make(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"the data directory {data_dir} cannot be made: {exc.strerror}") from exc
 
 
 def _restrict(file: Path) -> None:

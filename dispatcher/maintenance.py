@@ -22,16 +22,19 @@ MAX_BATCHES = 500
 class Maintenance:
     """Frees dead leases, ends windows, and deletes what is old; each in small batches."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, *, on_freed: Callable[[], None]) -> None:
         self._store = store
+        #: told when leases were freed: there is work again that nobody knows of
+        self._on_freed = on_freed
         self._age = settings.retention_days * DAY
         self._scheduler = AsyncIOScheduler(timezone=UTC)
 
     async def start(self) -> None:
         """Free what dead processes left, then keep the schedule."""
-        await self._store.reap()
+        while await self._store.reap():
+            pass
         for name, seconds, step in (
-            ("reap", 10, self._store.reap),
+            ("reap", 10, self._reap),
             ("end_windows", 15, self._store.end_windows),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
@@ -52,6 +55,12 @@ class Maintenance:
         """Plan nothing more."""
         self._scheduler.shutdown(wait=False)
 
+    async def _reap(self) -> int:
+        freed = await self._store.reap()
+        if freed:
+            self._on_freed()
+        return freed
+
     async def _delete_old(self) -> int:
         return await self._store.delete_old(self._age)
 
@@ -62,7 +71,7 @@ class Maintenance:
             for _ in range(MAX_BATCHES):
                 done = await step()
                 handled += done
-                if not done or name == "reap":
+                if not done:
                     break
         except StoreUnavailable as exc:
             log.warning("maintenance_put_off", job=name, reason=str(exc))

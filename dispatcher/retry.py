@@ -21,6 +21,11 @@ MIN_DELAY = 1.0
 MAX_RETRY_AFTER = 86_400.0
 #: interrupted attempts in a row after which the delivery itself is held to blame
 POISON_AFTER = 10
+#: interrupted attempts in a row from which on it waits apart from others
+SUSPECT_AFTER = 3
+#: seconds, and the most that chance lengthens or shortens them, as a part
+MAX_SUSPICION_DELAY = 120.0
+SUSPICION_JITTER = 0.7
 #: egress refusals in a row after which the address is taken to be what it is
 EGRESS_REFUSALS = 3
 
@@ -98,7 +103,7 @@ def decide(
     if history.mark is not None:
         return _apply_mark(history.mark, answer, history, now=now, window_end=window_end)
     if answer.outcome is Outcome.INTERRUPTED:
-        return _after_interruption(answer, history, now=now, window_end=window_end)
+        return _after_interruption(answer, history, now=now, window_end=window_end, jitter=jitter)
     refusal = _final_refusal(answer, history)
     if refusal is not None:
         return _decision(DeliveryState.REJECTED, answer, history, reason=refusal)
@@ -137,12 +142,29 @@ def _apply_mark(mark: Mark, answer: Answer, history: History, *, now: float, win
     return _decision(DeliveryState.PENDING, answer, history, delay=0.0, counts=False, repeats=0)
 
 
-def _after_interruption(answer: Answer, history: History, *, now: float, window_end: float | None) -> Decision:
-    if _repeats(answer, history) >= POISON_AFTER:
+def _after_interruption(
+    answer: Answer, history: History, *, now: float, window_end: float | None, jitter: float
+) -> Decision:
+    repeats = _repeats(answer, history)
+    if repeats >= POISON_AFTER:
         return _decision(DeliveryState.EXHAUSTED, answer, history, reason="poison", counts=False)
     if _is_over(window_end, now):
         return _decision(DeliveryState.EXPIRED, answer, history, reason="window", counts=False)
-    return _decision(DeliveryState.PENDING, answer, history, delay=0.0, counts=False)
+    delay = suspicion_delay(repeats, jitter=jitter)
+    if window_end is not None:
+        delay = min(delay, (window_end - now) / 2)
+    return _decision(DeliveryState.PENDING, answer, history, delay=delay, counts=False)
+
+
+def suspicion_delay(interruptions: int, *, jitter: float) -> float:
+    """Seconds that something waits which was interrupted so many times in a row.
+
+    At first nothing. Then longer and longer, and spread out: what ends our processes must meet fewer and fewer
+    of those that were only near it, so that they are done before they are suspected for good.
+    """
+    if interruptions < SUSPECT_AFTER:
+        return 0.0
+    return min(2.0 ** (interruptions - SUSPECT_AFTER + 1), MAX_SUSPICION_DELAY) * (1 + SUSPICION_JITTER * jitter)
 
 
 def _final_refusal(answer: Answer, history: History) -> str | None:

@@ -53,7 +53,7 @@ async def serve(settings: Settings) -> None:
         )
         stack.push_async_callback(store.close)
         policy = egress_policy(settings)
-        resolver = Resolver(nameservers=settings.nameservers)
+        resolver = _resolver(settings)
         stack.push_async_callback(resolver.aclose)
         transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
         stack.push_async_callback(transport.aclose)
@@ -95,14 +95,26 @@ def egress_policy(settings: Settings) -> EgressPolicy:
             deny_networks=settings.deny_networks,
             deny_hosts=frozenset(settings.deny_hosts),
         )
-    except (ValueError, EgressRefused) as exc:
+    except (ValueError, ConfigError, EgressRefused) as exc:
         raise ConfigError(f"allow_hosts or deny_hosts: {exc}") from exc
+
+
+def _resolver(settings: Settings) -> Resolver:
+    try:
+        return Resolver(nameservers=settings.nameservers)
+    except ConfigError:
+        raise ConfigError("nameservers: give each as `address` or `address:port`") from None
 
 
 @asynccontextmanager
 async def _running(services: Services) -> AsyncIterator[None]:
     """What works behind the API: maintenance and both engines."""
-    maintenance = Maintenance(services.store, services.settings)
+
+    def on_freed() -> None:
+        services.engine.scan_soon()
+        services.tasks.wake()
+
+    maintenance = Maintenance(services.store, services.settings, on_freed=on_freed)
     # What dead processes left is freed before anything else happens.
     await maintenance.start()
     await services.engine.start()
@@ -110,8 +122,10 @@ async def _running(services: Services) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await services.tasks.stop()
-        await services.engine.stop()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + services.settings.grace
+        await services.tasks.stop(deadline - clock())
+        await services.engine.stop(deadline - clock())
         await maintenance.stop()
 
 

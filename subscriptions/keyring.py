@@ -270,17 +270,19 @@ def _new_key() -> Key:
 
 
 def _write_new(path: Path, keys: list[Key]) -> None:
+    """Make the file whole or not at all, whenever the process may end. Raises FileExistsError if there is one."""
     content = msgspec.json.format(msgspec.json.encode(_File(keys=keys)), indent=2) + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        # a half-written keyring would stop the next start
-        path.unlink(missing_ok=True)
-        raise
+        # unlike a rename, a link never replaces what is there
+        path.hardlink_to(draft)
+    finally:
+        draft.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
 

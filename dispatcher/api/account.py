@@ -28,7 +28,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
             id=account.id,
             has_default_secret=account.default_secret is not None,
             schemes=None if account.schemes is None else [Scheme(name) for name in account.schemes],
-            retry_schedule=list(account.retry_schedule or settings.retry_schedule),
+            retry_schedule=list(settings.retry_schedule if account.retry_schedule is None else account.retry_schedule),
             limits=shapes.Limits(**{name: getattr(settings, name) for name in names}),
         )
 
@@ -59,7 +59,7 @@ def _changed(account: accounts.Account, change: shapes.AccountChange) -> account
         schemes = None if change.schemes is None else tuple(change.schemes)
     if change.retry_schedule is not UNSET:
         schedule = None if change.retry_schedule is None else tuple(change.retry_schedule)
-    if secret is not None and schemes is not None:
+    if schemes is not None:
         check_schemes(schemes, secret, "/schemes")
     return accounts.Account(id=account.id, default_secret=secret, schemes=schemes, retry_schedule=schedule)
 

@@ -31,6 +31,7 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,
     )
     problems.install(app)
     app.add_api_route(

@@ -6,13 +6,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known, next_cursor, not_found
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, invalid, known, next_cursor, not_found
 from dispatcher.api.openapi import documented
-from dispatcher.api.reading import idempotency_key, read_body
+from dispatcher.api.reading import read_body
 from dispatcher.api.services import Services
 from dispatcher.models import DeliveryState
 from dispatcher.store import queries
 from dispatcher.store.records import Replayed
+
+#: bytes of a body that says nothing
+MAX_EMPTY_BODY = 1024
 
 
 def add_routes(router: APIRouter, services: Services) -> None:
@@ -61,8 +64,12 @@ def add_routes(router: APIRouter, services: Services) -> None:
     async def redeliver(request: Request, id: str) -> Response:  # noqa: A002
         caller = await services.auth.caller(request, scope="deliveries:write")
         delivery_id = known("delivery", id)
-        body = await read_body(request, limit=0)
-        key = idempotency_key(request, body, account=caller.account, route=f"POST /deliveries/{delivery_id}/redeliver")
+        body = await read_body(request, limit=MAX_EMPTY_BODY)
+        if body.strip() not in {b"", b"{}"}:
+            raise invalid("", "this call takes no body")
+        key = services.reader.idempotency_key(
+            request, body, account=caller.account, route=f"POST /deliveries/{delivery_id}/redeliver"
+        )
         made = await store.redeliver(caller.account, delivery_id, key)
         if isinstance(made, Replayed):
             new_id, headers = made.answer.decode(), {"Idempotency-Replayed": "true"}

@@ -15,11 +15,11 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import problems, shapes
+from dispatcher.api.common import invalid
 from dispatcher.api.reading import (
     MAX_AROUND_PAYLOAD,
     check_text,
     decode,
-    idempotency_key,
     moment,
     read_body,
     traceparent,
@@ -61,13 +61,23 @@ class Intake:
             return problems.response_of(problems.unavailable())
         except ClientDisconnect:
             return Response(status_code=400)
+        except Exception as exc:  # noqa: BLE001 - no framework in front of these routes does this
+            return problems.fault(request, exc)
 
     async def _post_task(self, request: Request) -> Response:
         caller = await self._services.auth.caller(request, scope="tasks:write")
         body = await read_body(request, limit=self._services.settings.max_body + MAX_AROUND_PAYLOAD)
         check_text(body)
-        key = idempotency_key(request, body, account=caller.account, route="POST /tasks")
-        task, token = self._services.reader.task(body, account=caller.account, trace=traceparent(request.headers))
+        key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks")
+        account = await self._services.accounts.get(caller.account)
+        try:
+            task, token = self._services.reader.task(body, account=account, trace=traceparent(request.headers))
+        except Problem:
+            # What was accepted once stays accepted, though it could not be now.
+            earlier = None if key is None else await self._services.store.earlier_answer(key)
+            if earlier is None:
+                raise
+            return _response(earlier, earlier.answer, location=True)
         answer = _encode(accepted(task, token))
         replayed = await self._store([task], key=key, answer=answer)
         return _response(replayed, answer, location=True)
@@ -75,21 +85,17 @@ class Intake:
     async def _post_batch(self, request: Request) -> Response:
         caller = await self._services.auth.caller(request, scope="tasks:write")
         body = await read_body(request, limit=self._services.settings.max_batch)
-        key = idempotency_key(request, body, account=caller.account, route="POST /tasks/batch")
+        key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks/batch")
         batch = decode(body, shapes.BatchRequest)
         if len(batch.tasks) > self._services.settings.max_batch_items:
-            raise Problem(
-                "too-large",
-                f"At most {self._services.settings.max_batch_items} tasks are taken in one batch.",
-            )
+            raise invalid("/tasks", f"must be array of length <= {self._services.settings.max_batch_items}")
         trace = traceparent(request.headers)
+        account = await self._services.accounts.get(caller.account)
         tasks: list[NewTask] = []
         items: list[shapes.BatchItem] = []
         for index, raw in enumerate(batch.tasks):
             try:
-                task, token = self._services.reader.task(
-                    raw, account=caller.account, trace=trace, prefix=f"/tasks/{index}"
-                )
+                task, token = self._services.reader.task(raw, account=account, trace=trace, prefix=f"/tasks/{index}")
             except Problem as problem:
                 items.append(shapes.BatchItem(index=index, status=problem.status, problem=problem.as_dict()))
             else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from enum import StrEnum
+from http import HTTPStatus
 
 import msgspec
 import structlog
@@ -13,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.errors import FieldError, LeaseLost, Problem, StoreUnavailable
+from dispatcher.models import BodyMode
+from subscriptions.signatures import Scheme
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +32,9 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}\Z")
 _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`")
 #: msgspec's words for values of the wrong size; they hold limits, never values
 _SIZED = re.compile(r"Expected `[^`]+` (?:of length|>=|<=|>|<|matching)[^`]*", re.DOTALL)
+
+#: fields that take one of a few words
+_CHOICES: dict[str, type[StrEnum]] = {"schemes": Scheme, "body": BodyMode}
 
 
 def response_of(problem: Problem) -> Response:
@@ -49,6 +57,18 @@ def unavailable() -> Problem:
     return Problem("unavailable", "Nothing was stored. Try again in a moment.", retry_after=RETRY_AFTER)
 
 
+def fault(request: Request, error: Exception) -> Response:
+    """The answer to an error that is ours. Only its kind is logged: its text may hold anything."""
+    log.error("request_failed_inside", method=request.method, error=type(error).__qualname__)
+    return _plain(500)
+
+
+def _plain(status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem that says no more than its status does (RFC 9457, section 4.2.1)."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    return Response(msgspec.json.encode(body), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
 def of_decoding(error: Exception, prefix: str = "") -> Problem:
     """What was wrong with a JSON body, by field. Values of the body are never repeated."""
     if isinstance(error, msgspec.ValidationError):
@@ -59,7 +79,8 @@ def of_decoding(error: Exception, prefix: str = "") -> Problem:
             errors=[FieldError(field=prefix + field, detail=detail)],
         )
     if isinstance(error, RecursionError):
-        return Problem("too-large", "The JSON is nested too deeply.", status=422)
+        nested = FieldError(field=prefix, detail="must not be nested so deeply")
+        return Problem("validation", "The body does not have the right shape.", errors=[nested])
     return Problem("invalid-json", "The body is not valid JSON in UTF-8.")
 
 
@@ -75,6 +96,11 @@ def _explain(text: str) -> tuple[str, str]:
         return f"{pointer}/{name}", "is required" if known else "is not a field of this object"
     if _SIZED.fullmatch(message):
         return pointer, message.replace("`", "").replace("Expected", "must be")
+    if message.startswith("Invalid enum value"):
+        choices = next((kind for field, kind in _CHOICES.items() if f"/{field}" in pointer), ())
+        return pointer, f"must be one of {', '.join(choices)}"
+    if "datetime" in message:
+        return pointer, "must be a time with its offset, as in RFC 3339"
     wanted = _EXPECTED.match(message)
     return pointer, f"must be {wanted['wanted']}" if wanted else "has no valid value"
 
@@ -108,15 +134,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, exc: HTTPException) -> Response:
-        answer = response_of(Problem("not-found", "There is nothing here for this method.", status=exc.status_code))
-        answer.headers.update(exc.headers or {})
-        return answer
+        if exc.status_code == HTTPStatus.NOT_FOUND:
+            return response_of(Problem("not-found", "There is nothing at this path."))
+        return _plain(exc.status_code, headers=exc.headers)
 
     @app.exception_handler(Exception)
     async def _fault(request: Request, exc: Exception) -> Response:
-        log.error("request_failed_inside", method=request.method, error=type(exc).__qualname__)
-        return Response(
-            msgspec.json.encode({"type": "about:blank", "title": "Internal Server Error", "status": 500}),
-            status_code=500,
-            media_type=MEDIA_TYPE,
-        )
+        return fault(request, exc)

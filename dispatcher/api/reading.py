@@ -23,8 +23,9 @@ from dispatcher.headers import RESERVED
 from dispatcher.ids import new_id
 from dispatcher.models import BodyMode
 from dispatcher.processors.registry import RELAY, Registry
+from dispatcher.store.accounts import Account
 from dispatcher.store.records import Callback, Headers, IdempotencyKey, NewTask
-from dispatcher.window import Token, TokenKind, find_token
+from dispatcher.window import MAX_EXPIRY, Token, TokenKind, find_token
 from subscriptions import signatures
 from subscriptions.keyring import Keyring
 from subscriptions.secrets import Secret, SecretError
@@ -87,16 +88,6 @@ def check_text(body: bytes) -> None:
         raise Problem("invalid-json", "The body is not valid JSON in UTF-8.") from None
 
 
-def idempotency_key(request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
-    """The request's idempotency key, if it has one. Raises Problem."""
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not _KEY.match(key):
-        raise _invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
-    return IdempotencyKey(account=account, route=route, key=key, fingerprint=hashlib.sha256(body).digest())
-
-
 def traceparent(headers: Mapping[str, str]) -> str | None:
     """The caller's trace context, to be passed on (W3C Trace Context); None if there is no valid one."""
     value = headers.get("traceparent", "")
@@ -113,7 +104,7 @@ class Reader:
     keyring: Keyring
 
     def task(
-        self, raw: bytes | msgspec.Raw, *, account: str, trace: str | None, prefix: str = ""
+        self, raw: bytes | msgspec.Raw, *, account: Account, trace: str | None, prefix: str = ""
     ) -> tuple[NewTask, Token]:
         """A task, ready to be stored. `prefix` is its place in the body, as a JSON pointer. Raises Problem."""
         try:
@@ -137,7 +128,7 @@ class Reader:
         task = NewTask(
             id=task_id,
             delivery_id=delivery_id,
-            account=account,
+            account=account.id,
             type=request.type,
             body_mode=mode,
             callback=callback,
@@ -148,32 +139,42 @@ class Reader:
         )
         return task, token
 
+    def idempotency_key(self, request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
+        """The request's idempotency key, if it has one. Raises Problem."""
+        key = request.headers.get("idempotency-key")
+        if key is None:
+            return None
+        if not _KEY.match(key):
+            raise _invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
+        # Keyed, because the body holds a callback URL and perhaps a secret.
+        fingerprint = self.keyring.fingerprint(hashlib.sha256(body).hexdigest(), account=account)
+        return IdempotencyKey(account=account, route=route, key=key, fingerprint=fingerprint.encode())
+
     def callback(
         self,
         request: shapes.TaskRequest | shapes.CallbackRequest,
         *,
-        account: str,
+        account: Account,
         timeout: float,
         prefix: str = "",
     ) -> tuple[Callback, Token]:
         """A callback, vetted as far as that goes without DNS, and the token in its URL. Raises Problem."""
         target = self._target(request.callback_url, f"{prefix}/callback_url")
         token = find_token(target.path)
-        window_end = _window_end(token, request.deliver_before)
-        if window_end is not None:
-            _check_window(window_end, timeout, prefix)
+        window_end = _check_window(token, request.deliver_before, timeout, prefix)
         callback = Callback(
             url=Secret(request.callback_url),
             secret=_secret(request.secret, f"{prefix}/secret"),
             headers=self._headers(request.headers or {}, f"{prefix}/headers"),
             schemes=None if request.schemes is None else tuple(request.schemes),
             origin=target.origin,
-            fingerprint=self.keyring.fingerprint(request.callback_url, account=account),
+            fingerprint=self.keyring.fingerprint(request.callback_url, account=account.id),
             token=token.kind,
             window_end=None if window_end is None else int(window_end * 1000),
         )
-        if callback.secret is not None and callback.schemes is not None:
-            check_schemes(callback.schemes, callback.secret, f"{prefix}/schemes")
+        schemes, secret = callback.schemes or account.schemes, callback.secret or account.default_secret
+        if schemes is not None:
+            check_schemes(schemes, secret, f"{prefix}/schemes" if callback.schemes else f"{prefix}/secret")
         return callback, token
 
     def _target(self, url: str, field: str) -> Target:
@@ -226,12 +227,14 @@ class Reader:
         for name, value in headers.items():
             if not _HEADER_NAME.match(name):
                 raise _invalid(field, "must have header names as in RFC 9110, of at most 100 characters")
+            # a JSON pointer writes ~ as ~0 (RFC 6901); a header's name has no slash
+            pointer = f"{field}/{name.replace('~', '~0')}"
             if RESERVED.match(name):
-                raise _invalid(f"{field}/{name}", "is a header that the dispatcher sets itself")
+                raise _invalid(pointer, "is a header that the dispatcher sets itself")
             if not _HEADER_VALUE.match(value):
-                raise _invalid(f"{field}/{name}", "must be printable ASCII without space at its ends")
+                raise _invalid(pointer, "must be printable ASCII without space at its ends")
             if len(name) + len(value) > self.settings.max_header:
-                raise _too_large(f"{field}/{name}", self.settings.max_header)
+                raise _too_large(pointer, self.settings.max_header)
         return tuple(headers.items())
 
 
@@ -250,8 +253,12 @@ def nesting(raw: bytes) -> int:
     return deepest
 
 
-def check_schemes(schemes: tuple[str, ...], secret: Secret, field: str) -> None:
-    """Raises Problem unless these schemes go together and the secret can serve them."""
+def check_schemes(schemes: tuple[str, ...], secret: Secret | None, field: str) -> None:
+    """Raises Problem unless these schemes go together and the secret, if it is known by now, can serve them."""
+    if len(set(schemes)) < len(schemes):
+        raise _invalid(field, "must name each scheme once")
+    if secret is None:
+        return
     try:
         signatures.check_schemes([signatures.Scheme(scheme) for scheme in schemes], secret)
     except SignatureError as exc:
@@ -267,20 +274,24 @@ def _secret(text: str | None, field: str) -> Secret | None:
         raise _invalid(field, str(exc)) from None
 
 
-def _window_end(token: Token, deliver_before: datetime | None) -> float | None:
-    ends = [token.expires_at, None if deliver_before is None else deliver_before.timestamp()]
-    return min((end for end in ends if end is not None), default=None)
-
-
-def _check_window(window_end: float, timeout: float, prefix: str) -> None:
+def _check_window(token: Token, deliver_before: datetime | None, timeout: float, prefix: str) -> float | None:
+    """The end of the window, Unix seconds, if there is one. Raises Problem when that is too soon."""
+    ends: dict[str, float] = {}
+    if token.expires_at is not None:
+        ends["callback_url"] = token.expires_at
+    if deliver_before is not None:
+        # An offset can lead beyond the last year that a date can show.
+        ends["deliver_before"] = min(deliver_before.timestamp(), MAX_EXPIRY)
     earliest = time.time() + timeout + WINDOW_SLACK
-    if window_end < earliest:
+    soon = [field for field, end in ends.items() if end < earliest]
+    if soon:
         raise Problem(
             "token-expired",
             "The token, or deliver_before, ends before a result could be delivered.",
-            errors=[FieldError(field=f"{prefix}/callback_url", detail="must be usable until earliest_exp")],
+            errors=[FieldError(field=f"{prefix}/{field}", detail="must not end before earliest_exp") for field in soon],
             extra={"earliest_exp": moment(int(earliest * 1000) + 1000)},
         )
+    return min(ends.values(), default=None)
 
 
 def warnings_of(token: Token) -> list[str]:

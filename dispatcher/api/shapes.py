@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
 from dispatcher.models import BodyMode, DeliveryState, Outcome, TaskState
 from dispatcher.window import TokenKind
@@ -18,6 +18,8 @@ Url = Annotated[
     Meta(
         min_length=1,
         description="An https URL. It is treated as a credential: encrypted, never shown, wiped after use.",
+        examples=["https://api.example.com/results/42/eyJhbGciOiJIUzI1NiJ9.eyJyZXNfaWQiOjQyfQ.c2lnbmF0dXJl"],
+        extra_json_schema={"format": "uri", "maxLength": 8192},
     ),
 ]
 SecretText = Annotated[
@@ -26,9 +28,18 @@ SecretText = Annotated[
 Moment = Annotated[datetime, Meta(tz=True, description="A time with its offset (RFC 3339).")]
 Schemes = Annotated[list[Scheme], Meta(min_length=1, description="Signature schemes to use.")]
 CustomHeaders = Annotated[
-    dict[str, str], Meta(description="Further headers of the deliveries. Their values are stored encrypted.")
+    dict[str, str],
+    Meta(
+        description="Further headers of the deliveries. Their values are stored encrypted.",
+        extra_json_schema={"maxProperties": 20},
+    ),
 ]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+#: a moment as it is shown
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+
+
+def _null() -> Raw:
+    return Raw(b"null")
 
 
 class Request(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -49,13 +60,23 @@ class TaskRequest(Request):
     schemes: Schemes | None = None
     body: BodyMode | None = None
     headers: CustomHeaders | None = None
-    metadata: Annotated[Raw, Meta(description="A JSON object of yours, kept and shown as it came.")] = Raw(b"null")
+    # made by a factory: msgspec cannot write a default of raw JSON into a schema
+    metadata: Annotated[
+        Raw,
+        Meta(
+            description="A JSON object of yours, kept and shown as it came.",
+            extra_json_schema={"type": ["object", "null"]},
+        ),
+    ] = field(default_factory=_null)
 
 
 class BatchRequest(Request):
     """Up to 1,000 tasks, stored by one commit. Those that are not valid are refused one by one."""
 
-    tasks: Annotated[list[Raw], Meta(min_length=1, max_length=1000)]
+    tasks: Annotated[
+        list[Raw],
+        Meta(min_length=1, max_length=1000, extra_json_schema={"items": {"$ref": "#/components/schemas/TaskRequest"}}),
+    ]
 
 
 class CallbackRequest(Request):
@@ -73,7 +94,7 @@ class CallbackSummary(Struct, kw_only=True):
 
     host: str
     token: TokenKind
-    expires_at: str | None
+    expires_at: Time | None
     warnings: list[str]
 
 
@@ -92,7 +113,9 @@ class BatchItem(Struct, kw_only=True, omit_defaults=True):
     index: int
     status: int
     task: TaskAccepted | UnsetType = UNSET
-    problem: dict[str, Any] | UnsetType = UNSET
+    problem: (
+        Annotated[dict[str, Any], Meta(extra_json_schema={"$ref": "#/components/schemas/ProblemDetails"})] | UnsetType
+    ) = UNSET
 
 
 class BatchAccepted(Struct, kw_only=True):
@@ -108,7 +131,7 @@ class CallbackView(Struct, kw_only=True):
     host: str
     fingerprint: str
     token: TokenKind
-    expires_at: str | None
+    expires_at: Time | None
     wiped: bool
 
 
@@ -119,13 +142,14 @@ class Task(Struct, kw_only=True):
     type: str
     state: TaskState
     delivery_id: str
+    delivery_state: DeliveryState
     body: BodyMode
     callback: CallbackView
     attempt: Annotated[int, Meta(description="How many times its processor was given it.")]
     error: Raw | None
     metadata: Raw | None
-    created_at: str
-    finished_at: str | None
+    created_at: Time
+    finished_at: Time | None
 
 
 class TaskList(Struct, kw_only=True):
@@ -151,12 +175,12 @@ class Attempt(Struct, kw_only=True):
     """One HTTP request of a delivery, with its outcome."""
 
     number: int
-    started_at: str
+    started_at: Time
     duration_ms: float
     outcome: Outcome
     status: int | None
     error: str | None
-    retry_at: str | None
+    retry_at: Time | None
     truncated: Annotated[bool, Meta(description="The answer's body broke, or was longer than what is read.")]
     response_headers: list[tuple[str, str]]
     response_body: str | None
@@ -183,10 +207,10 @@ class Delivery(Struct, kw_only=True, omit_defaults=True):
     attempt: int
     host: str
     body: BodyView | None
-    due_at: str | None
-    expires_at: str | None
-    created_at: str
-    finished_at: str | None
+    due_at: Time | None
+    expires_at: Time | None
+    created_at: Time
+    finished_at: Time | None
     attempts: list[Attempt] | UnsetType = UNSET
 
 
@@ -215,8 +239,8 @@ class LeasedTask(Struct, kw_only=True):
     attempt: int
     payload: Raw
     metadata: Raw | None
-    lease_until: str
-    created_at: str
+    lease_until: Time
+    created_at: Time
 
 
 class LeasedTasks(Struct, kw_only=True):
@@ -234,7 +258,7 @@ class RenewRequest(Request):
 class Renewed(Struct, kw_only=True):
     """A lease's new end."""
 
-    lease_until: str
+    lease_until: Time
 
 
 class TaskFailure(Request):
@@ -247,7 +271,7 @@ class ResultRequest(Request):
     """The result of a task, or why there is none. `retry: true` asks for another try, if any is left."""
 
     attempt: Annotated[int, Meta(ge=1)]
-    result: Annotated[Raw, Meta(description="Any JSON; it is delivered as it came.")] = Raw()
+    result: Annotated[Raw, Meta(description="Any JSON; it is delivered as it came.")] = field(default_factory=Raw)
     error: TaskFailure | UnsetType = UNSET
     retry: bool = False
 
@@ -350,7 +374,7 @@ class ProblemDetails(Struct, kw_only=True, omit_defaults=True):
     status: int
     detail: str | UnsetType = UNSET
     errors: list[ProblemField] | UnsetType = UNSET
-    earliest_exp: str | UnsetType = UNSET
+    earliest_exp: Time | UnsetType = UNSET
 
 
 #: every shape that the OpenAPI document describes

@@ -64,7 +64,8 @@ def add_routes(router: APIRouter, services: Services) -> None:
         processor = services.registry.get(current.type)
         waits = current.state in {TaskState.QUEUED, TaskState.PROCESSING}
         timeout = processor.timeout if processor is not None and waits else 0.0
-        callback, _ = services.reader.callback(wish, account=caller.account, timeout=timeout)
+        account = await services.accounts.get(caller.account)
+        callback, _ = services.reader.callback(wish, account=account, timeout=timeout)
         lane = await store.replace_callback(caller.account, id, callback)
         services.engine.wake(lane)
         return answer(await find_task(services, caller.account, id))

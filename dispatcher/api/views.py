@@ -20,6 +20,7 @@ def task(row: sa.RowMapping) -> shapes.Task:
         type=row["type"],
         state=TaskState(row["state"]),
         delivery_id=row["delivery_id"],
+        delivery_state=DeliveryState(row["delivery_state"]),
         body=BodyMode(row["body_mode"]),
         callback=shapes.CallbackView(
             scheme=scheme,
@@ -48,7 +49,8 @@ def delivery(row: sa.RowMapping) -> shapes.Delivery:
         state=DeliveryState(row["state"]),
         reason=row["reason"],
         attempt=row["attempt"],
-        host=row["callback_origin"].partition("://")[2],
+        # its lane names where it goes or went; the task's callback may have been replaced since
+        host=row["lane"].rpartition("://")[2],
         body=(
             None if row["content_type"] is None else shapes.BodyView(content_type=row["content_type"], size=row["size"])
         ),

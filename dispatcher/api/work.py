@@ -17,6 +17,7 @@ from dispatcher.errors import FieldError, Problem
 from dispatcher.models import TaskState
 from dispatcher.processors.engine import report_end
 from dispatcher.processors.registry import Kind
+from dispatcher.retry import POISON_AFTER
 from dispatcher.store import queries
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport
 from dispatcher.store.work import Renewal
@@ -81,6 +82,9 @@ def add_routes(router: APIRouter, services: Services) -> None:
         if (not bytes(wish.result)) == (wish.error is UNSET):
             raise invalid("/result", "give either result or error")
         task = await _held(services, account, id, wish.attempt)
+        if task.state in {TaskState.SUCCEEDED, TaskState.FAILED}:
+            # The answer to this very report was lost, and it was sent again.
+            return answer(await find_task(services, task.account, id))
         await _finish(services, _report(services, task, wish, account))
         return answer(await find_task(services, task.account, id))
 
@@ -101,11 +105,10 @@ def _spans(services: Services, types: list[str]) -> dict[str, float]:
 
 
 async def _has_tries_left(services: Services, task: LeasedTask, account: str | None) -> bool:
-    """Whether a leased task may be tried; one that was tried too often is ended here."""
-    processor = services.registry.get(task.type)
-    if processor is None or task.failures < processor.tries:
+    """Whether a leased task may be tried; one that was interrupted too often is ended here."""
+    if task.interruptions < POISON_AFTER:
         return True
-    error = msgspec.json.encode({"message": "the task was tried too often"})
+    error = msgspec.json.encode({"message": "the task was interrupted too often"})
     source = services.settings.event_source
     await _finish(services, report_end(task, TaskState.FAILED, error, source=source, account=account, remote=True))
     return False

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from dispatcher import metrics
 from dispatcher.config import LEASE_MARGIN, Settings
 from dispatcher.delivery.agenda import Agenda
-from dispatcher.delivery.lanes import Lane, Lanes
+from dispatcher.delivery.lanes import Lane, Lanes, Turn
 from dispatcher.delivery.sender import Sender
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import Store
@@ -33,6 +33,8 @@ PATIENCE = 0.5
 MAX_LEASE = 256
 #: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
+#: seconds between scans at least
+SCAN_PAUSE = 1.0
 #: lanes read by one step of a scan
 SCAN_PAGE = 200
 #: a lane that is quiet for longer than this, seconds, gives its queue back to the database
@@ -50,18 +52,17 @@ class Engine:
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
             max_bytes=settings.queue_bytes,
+            slots=settings.send_slots,
             max_in_flight=settings.max_in_flight,
         )
         self._agenda = Agenda()
         self._wake = asyncio.Event()
+        self._scan_wanted = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         #: every delivery that this process holds a lease of, until it is settled
         self._known: set[str] = set()
         self._unexplained: set[str] = set()
-        #: requests that count against the send slots
-        self._fresh = 0
-        self._in_flight = 0
         self._session_until = 0.0
         #: due work waits for memory, or for the session's heartbeat
         self._starved = False
@@ -76,20 +77,20 @@ class Engine:
             asyncio.create_task(self._forever(step, pause), name=step.__name__)
             for step, pause in (
                 (self._lease_due, 0.0),
-                (self._scan, SCAN_INTERVAL),
+                (self._scan, 0.0),
                 (self._beat_then_pump, self._settings.session_ttl / 6),
             )
         ]
 
-    async def stop(self) -> None:
-        """Stop taking work, finish what is in flight within the grace time, give back every other lease."""
+    async def stop(self, grace: float) -> None:
+        """Stop taking work, finish what is in flight within `grace` seconds, give back every other lease."""
         self._stopping = True
         self._wake.set()
         leasing, *others = self._loops
         # A lease that is being committed is waited for, so that what it brings can be given back.
         await asyncio.gather(leasing, return_exceptions=True)
         self._spawn(self._give_back([delivery for lane in self._lanes for delivery in self._lanes.empty(lane)]))
-        await asyncio.wait(self._sends, timeout=self._settings.grace)
+        await asyncio.wait(self._sends, timeout=max(0.0, grace))
         for task in self._sends:
             task.cancel()
         for loop in others:
@@ -118,6 +119,10 @@ class Engine:
         """Take a delivery that was committed as leased to this process, on a reserved place."""
         self._lanes.cancel_reservation(delivery.lane, delivery.size)
         self._take_in([delivery])
+
+    def scan_soon(self) -> None:
+        """Tell that there may be work in the database that no hint told of."""
+        self._scan_wanted.set()
 
     def wake(self, lane: str, delay: float = 0.0) -> None:
         """Tell that a lane has work in the database, due in `delay` seconds."""
@@ -183,48 +188,42 @@ class Engine:
 
     def _pump(self) -> None:
         """Start as many sends as there are slots and turns."""
-        while (
-            not self._stopping
-            and self._fresh < self._settings.send_slots
-            and self._in_flight < self._settings.max_in_flight
-            and self._has_lease_for_a_send()
-        ):
+        while not self._stopping and self._has_lease_for_a_send():
             turn = self._lanes.take(_now())
             if turn is None:
                 break
-            self._fresh += 1
-            self._in_flight += 1
-            task = asyncio.create_task(self._deliver(*turn))
-            self._sends.add(task)
-            task.add_done_callback(self._sends.discard)
-        metrics.in_flight.set(self._in_flight)
+            self._spawn(self._deliver(turn))
+        metrics.in_flight.set(self._lanes.in_flight)
         metrics.queued.set(self._lanes.waiting)
         metrics.lanes.set(len(self._lanes))
 
-    async def _deliver(self, lane: Lane, delivery: LeasedDelivery) -> None:
+    async def _deliver(self, turn: Turn) -> None:
         """Send a leased delivery, free its slot, settle what came of it, and plan what is next."""
         try:
-            report = await self._send(lane, delivery)
-            self._learn(lane, report)
+            report = await self._send(turn)
+            self._learn(turn.lane, report)
             settled = await self._settle(report)
             if settled is not None:
-                self._plan(lane, settled)
+                self._plan(turn.lane, settled)
         except Exception:
             # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
-            log.exception("delivery_failed_inside", delivery=delivery.id)
-        self._known.discard(delivery.id)
+            log.exception("delivery_failed_inside", delivery=turn.delivery.id)
+        self._known.discard(turn.delivery.id)
 
-    async def _send(self, lane: Lane, delivery: LeasedDelivery) -> Report:
-        slot = _Slot(self)
+    async def _send(self, turn: Turn) -> Report:
+        patience = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience, turn)
         try:
             async for attempt in self._until_available():
                 with attempt:
-                    account = await self._accounts.get(delivery.account)
-            return await self._sender.send(delivery, account)
+                    account = await self._accounts.get(turn.delivery.account)
+            return await self._sender.send(turn.delivery, account)
         finally:
-            slot.free()
-            self._in_flight -= 1
-            self._lanes.finish(lane, delivery, _now())
+            patience.cancel()
+            self._lanes.finish(turn, _now())
+
+    def _lose_patience(self, turn: Turn) -> None:
+        self._lanes.free_slot(turn)
+        self._pump()
 
     async def _settle(self, report: Report) -> Settled | None:
         """Record the attempt, however long the database is away. None when the lease was lost meanwhile."""
@@ -293,23 +292,33 @@ class Engine:
     # Upkeep
 
     async def _scan(self) -> None:
-        """Find lanes with work that no hint told of, and leases of ours that nobody works on."""
+        """Find lanes with work that no hint told of, and leases of ours that nobody works on. Then rest."""
+        self._scan_wanted.clear()
+        await self._find_lanes()
+        self._lanes.forget_idle(_now())
+        unexplained = await self._store.unknown_leases(frozenset(self._known))
+        # Twice in a row, and a while apart: not just on its way from a commit to us.
+        stray = (unexplained & self._unexplained) - self._known
+        self._unexplained = unexplained
+        if stray:
+            log.error("stray_leases", count=len(stray))
+            await self._store.interrupt(sorted(stray))
+            await self._find_lanes()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SCAN_INTERVAL):
+                await self._scan_wanted.wait()
+                # Hints come in swarms; one scan serves them all.
+                await asyncio.sleep(SCAN_PAUSE)
+
+    async def _find_lanes(self) -> None:
         after = ""
         while True:
             found = await self._store.due_lanes(after=after, limit=SCAN_PAGE)
             for lane, delay in found.items():
                 self.wake(lane, delay)
             if len(found) < SCAN_PAGE:
-                break
+                return
             after = max(found)
-        self._lanes.forget_idle(_now())
-        unexplained = await self._store.unknown_leases(frozenset(self._known))
-        # Twice in a row, a whole interval apart: not just on its way from a commit to us.
-        stray = (unexplained & self._unexplained) - self._known
-        self._unexplained = unexplained
-        if stray:
-            log.error("stray_leases", count=len(stray))
-            await self._store.interrupt(sorted(stray))
 
     async def _beat_then_pump(self) -> None:
         await self._beat()
@@ -353,25 +362,6 @@ class Engine:
         task = asyncio.create_task(work)
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
-
-    def slot_freed(self) -> None:
-        """A request has its answer, or has waited so long that others go first."""
-        self._fresh -= 1
-        self._pump()
-
-
-class _Slot:
-    """A request's claim on a send slot, until it is answered or patience ends."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine: Engine | None = engine
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.free)
-
-    def free(self) -> None:
-        self._timer.cancel()
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.slot_freed()
 
 
 class AccountCache:

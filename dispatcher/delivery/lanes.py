@@ -1,13 +1,16 @@
 """Lanes: a worker's in-memory queues, one per destination, and the fair choice among them. No I/O, no clock.
 
 A lane knows how wide it may send. It starts narrow, doubles with each success and halves with each failure; a row
-of failures opens its circuit, and it stays quiet for a while. Send slots go round by account, then by lane, so a
-lane that hangs or floods takes its turn like any other.
+of failures opens its circuit, and it stays quiet for a while.
+
+Send slots go round by account, then by lane, so a lane that hangs or floods takes its turn like any other. A request
+holds its slot until it is answered, or until our patience ends. Some slots are always kept for others: one account
+has at most three quarters of them, and all lanes that have not proven themselves have half.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 
 from dispatcher.models import Outcome, account_of
@@ -73,6 +76,11 @@ class Lane:
         """Whether its next delivery may start."""
         return bool(self.queue) and self.in_flight < self.width and now >= self.quiet_until
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether its endpoint has lately answered well."""
+        return self.width > FIRST_WIDTH
+
     def is_idle(self, now: float) -> bool:
         """Whether nothing would be forgotten with it."""
         return not (self.queue or self.in_flight or self.reserved or self.failures or now < self.quiet_until)
@@ -100,18 +108,41 @@ def _is_failure(outcome: Outcome, status: int | None) -> bool:
     return outcome is not Outcome.SUCCESS
 
 
+class Turn:
+    """A delivery whose request is under way, and the slot that it holds."""
+
+    __slots__ = ("delivery", "holds_slot", "is_proven", "lane")
+
+    def __init__(self, lane: Lane, delivery: LeasedDelivery) -> None:
+        self.lane = lane
+        self.delivery = delivery
+        #: whether the lane had proven itself when the request began
+        self.is_proven = lane.is_proven
+        #: whether it still counts against the send slots
+        self.holds_slot = True
+
+
+#: accounts that have lanes with something to send, in turn, each with those lanes in turn
+_Ring = OrderedDict[str, OrderedDict[str, Lane]]
+
+
 class Lanes:
     """All lanes of a process, and whose turn it is."""
 
-    def __init__(self, *, widest: int, max_bytes: int, max_in_flight: int) -> None:
+    def __init__(self, *, widest: int, max_bytes: int, slots: int, max_in_flight: int) -> None:
         self._widest = widest
         self._max_bytes = max_bytes
-        #: no account holds more than half of what can be in flight
-        self._account_share = max(1, max_in_flight // 2)
+        self._slots = slots
+        self._max_in_flight = max_in_flight
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
-        #: accounts that have lanes with something to send, in turn, each with those lanes in turn
-        self._turns: OrderedDict[str, OrderedDict[str, Lane]] = OrderedDict()
-        self._in_flight: dict[str, int] = {}
+        #: proven lanes, and the others: they take turns, so that neither keep the others out
+        self._rings: tuple[_Ring, _Ring] = (OrderedDict(), OrderedDict())
+        self._next_ring = 0
+        self._slots_of: Counter[str] = Counter()
+        self._unproven_slots = 0
+        self._in_flight_of: Counter[str] = Counter()
+        #: requests under way
+        self.in_flight = 0
         #: bytes of bodies in memory or promised
         self.bytes = 0
         #: deliveries that wait in queues
@@ -158,38 +189,68 @@ class Lanes:
         self.waiting += 1
         self.refresh(lane, now)
 
-    def take(self, now: float) -> tuple[Lane, LeasedDelivery] | None:
-        """The next delivery to send: the turn goes round by account, then by lane."""
-        for account in list(self._turns):
-            if self._in_flight.get(account, 0) >= self._account_share and len(self._turns) > 1:
+    def take(self, now: float) -> Turn | None:
+        """The next delivery to send, if there is a slot for it."""
+        if self._slots_of.total() >= self._slots or self.in_flight >= self._max_in_flight:
+            return None
+        first = self._next_ring
+        for number in (first, 1 - first):
+            if number == 1 and self._unproven_slots >= max(1, self._slots // 2):
                 continue
-            lanes = self._turns[account]
-            while lanes:
-                key, lane = lanes.popitem(last=False)
-                if not lane.can_send(now):
-                    continue
-                delivery = lane.queue.popleft()
-                lane.in_flight += 1
-                self.waiting -= 1
-                self._in_flight[account] = self._in_flight.get(account, 0) + 1
-                if lane.can_send(now):
-                    lanes[key] = lane
-                self._turns.move_to_end(account)
-                if not lanes:
-                    del self._turns[account]
-                return lane, delivery
-            del self._turns[account]
+            turn = self._take_from(self._rings[number], now)
+            if turn is not None:
+                self._next_ring = 1 - number
+                return turn
         return None
 
-    def finish(self, lane: Lane, delivery: LeasedDelivery, now: float) -> None:
-        """A request is over, or was not made after all."""
-        lane.in_flight -= 1
-        self.bytes -= delivery.size
-        account = delivery.account
-        self._in_flight[account] -= 1
-        if not self._in_flight[account]:
-            del self._in_flight[account]
-        self.refresh(lane, now)
+    def _take_from(self, ring: _Ring, now: float) -> Turn | None:
+        for account in list(ring):
+            if self._has_its_share(account):
+                continue
+            lanes = ring[account]
+            while lanes:
+                _, lane = lanes.popitem(last=False)
+                if not lane.can_send(now):
+                    continue
+                turn = self._begin(lane, account)
+                self.refresh(lane, now)
+                if lanes:
+                    ring.move_to_end(account)
+                else:
+                    ring.pop(account, None)
+                return turn
+            del ring[account]
+        return None
+
+    def _has_its_share(self, account: str) -> bool:
+        slots_kept_for_others = self._slots_of[account] >= max(1, self._slots * 3 // 4)
+        return slots_kept_for_others or self._in_flight_of[account] >= max(1, self._max_in_flight // 2)
+
+    def _begin(self, lane: Lane, account: str) -> Turn:
+        turn = Turn(lane, lane.queue.popleft())
+        lane.in_flight += 1
+        self.waiting -= 1
+        self.in_flight += 1
+        self._in_flight_of[account] += 1
+        self._slots_of[account] += 1
+        self._unproven_slots += not turn.is_proven
+        return turn
+
+    def free_slot(self, turn: Turn) -> None:
+        """The request has its answer, or has waited so long that others go first."""
+        if turn.holds_slot:
+            turn.holds_slot = False
+            _decrement(self._slots_of, turn.delivery.account)
+            self._unproven_slots -= not turn.is_proven
+
+    def finish(self, turn: Turn, now: float) -> None:
+        """The request is over."""
+        self.free_slot(turn)
+        turn.lane.in_flight -= 1
+        self.in_flight -= 1
+        self.bytes -= turn.delivery.size
+        _decrement(self._in_flight_of, turn.delivery.account)
+        self.refresh(turn.lane, now)
 
     def empty(self, lane: Lane) -> list[LeasedDelivery]:
         """Take everything out of a lane's queue."""
@@ -202,10 +263,20 @@ class Lanes:
     def refresh(self, lane: Lane, now: float) -> None:
         """Give a lane its turn if it can send."""
         if lane.can_send(now):
-            self._turns.setdefault(account_of(lane.key), OrderedDict())[lane.key] = lane
+            account = account_of(lane.key)
+            mine, other = self._rings if lane.is_proven else self._rings[::-1]
+            if account in other:
+                other[account].pop(lane.key, None)
+            mine.setdefault(account, OrderedDict())[lane.key] = lane
 
     def forget_idle(self, now: float) -> None:
         """Drop lanes that have had nothing to do for longest."""
         for key in list(self._lanes)[: max(0, len(self._lanes) - IDLE_LANES)]:
             if self._lanes[key].is_idle(now):
                 del self._lanes[key]
+
+
+def _decrement(counts: Counter[str], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

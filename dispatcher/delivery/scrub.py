@@ -1,10 +1,12 @@
 """Takes what identifies a delivery's callback out of texts that are kept: answers and errors.
 
-An endpoint may echo the request it got. Its URL is a credential, so the echo must not outlive the request.
+An endpoint may echo the request it got. Its URL is a credential, so the echo must not outlive the request, whether
+it comes as it was, cut short, or escaped for JSON, HTML or a URL.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from urllib.parse import unquote
@@ -15,11 +17,19 @@ from subscriptions.secrets import PREFIX, Secret
 REDACTED = "[redacted]"
 #: characters from which on a part of a URL could be told from a common word
 MIN_PART = 6
+#: characters that give away the beginning of a longer credential, whatever of it follows
+TELLING_START = 12
+#: escapings within escapings that are undone
+MAX_LAYERS = 3
 #: characters of an answer's body that are kept
 KEPT_BODY = 2048
 #: headers of an answer that are kept, and characters of each
 KEPT_HEADERS = 30
 KEPT_HEADER = 300
+
+_TOKEN_REST = r"[\w.~+/=%-]*"  # noqa: S105 - a pattern, not a token
+_ESCAPING = re.compile(r"[%&\\]")
+_BACKSLASHED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))?")
 
 
 class Scrubber:
@@ -27,14 +37,21 @@ class Scrubber:
 
     def __init__(self, callback: Callback, *, path: str, secret: Secret | None) -> None:
         needles = {needle for needle in _needles(callback, path, secret) if len(needle) >= MIN_PART}
+        starts = {needle[:TELLING_START] for needle in needles if len(needle) > TELLING_START}
         # The longest first: a part of a needle must not be taken out of its middle.
-        longest_first = sorted(needles, key=len, reverse=True)
-        pattern = "|".join(re.escape(needle) for needle in longest_first)
-        self._pattern = re.compile(pattern, re.IGNORECASE) if pattern else None
+        whole = [re.escape(needle) for needle in sorted(needles, key=len, reverse=True)]
+        begun = [re.escape(start) + _TOKEN_REST for start in sorted(starts)]
+        self._pattern = re.compile("|".join([*whole, *begun]), re.IGNORECASE) if whole else None
+        self._plain = {_unescaped(needle) for needle in needles | starts}
 
     def text(self, text: str) -> str:
-        """The text without them."""
-        return self._pattern.sub(REDACTED, text) if self._pattern else text
+        """The text without them; nothing of it, if one is in there that only shows when escapes are undone."""
+        scrubbed = self._pattern.sub(REDACTED, text) if self._pattern else text
+        if _ESCAPING.search(scrubbed):
+            plain = _unescaped(scrubbed)
+            if any(needle in plain for needle in self._plain):
+                return REDACTED
+        return scrubbed
 
     def answer(self, headers: Headers, body: bytes) -> tuple[Headers, str | None]:
         """What is kept of an answer: its headers and its body."""
@@ -66,3 +83,19 @@ def _needles(callback: Callback, path: str, secret: Secret | None) -> Iterator[s
     for _, value in callback.headers:
         yield value
         yield from value.split()
+
+
+def _unescaped(text: str) -> str:
+    """The text with the escapes of JSON, HTML and URLs undone, in one case."""
+    for _ in range(MAX_LAYERS):
+        plain = _BACKSLASHED.sub(_character, text)
+        plain = unquote(html.unescape(plain), errors="replace")
+        if plain == text:
+            break
+        text = plain
+    return text.replace("+", " ").casefold()
+
+
+def _character(escape: re.Match[str]) -> str:
+    code = escape[1] or escape[2]
+    return chr(int(code, 16)) if code else ""

@@ -16,8 +16,8 @@ from dispatcher.models import Outcome
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report
 from subscriptions import signatures
-from subscriptions.secrets import Secret
-from subscriptions.signatures import Scheme
+from subscriptions.secrets import Secret, SecretError
+from subscriptions.signatures import Scheme, SignatureError
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +48,10 @@ class Sender:
         except EgressRefused as exc:
             answer = retry.Answer(outcome=Outcome.EGRESS_REFUSED)
             record = _record(answer, started, timing, error=exc.detail)
+        except (SecretError, SignatureError) as exc:
+            # The account's default secret was changed to one that cannot serve the task's schemes.
+            answer = retry.Answer(outcome=Outcome.INTERNAL_ERROR)
+            record = _record(answer, started, timing, error=f"cannot be signed: {exc}")
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not lose the delivery
             # Only the kind is logged: the text of an unforeseen error may hold anything.
             log.error("attempt_failed_inside", delivery=delivery.id, error=type(exc).__qualname__)

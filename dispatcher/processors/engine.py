@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 import anyio.to_process
-import anyio.to_thread
 import msgspec
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -21,6 +21,8 @@ from dispatcher.config import Settings
 from dispatcher.errors import LeaseLost, ProcessorError, StoreUnavailable
 from dispatcher.models import TaskState
 from dispatcher.processors.registry import Kind, Processor, Registry
+from dispatcher.processors.threads import Threads
+from dispatcher.retry import POISON_AFTER
 from dispatcher.store import Store
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
 from dispatcher.store.work import TaskRelease
@@ -28,7 +30,9 @@ from dispatcher.store.work import TaskRelease
 log = structlog.get_logger(__name__)
 
 #: seconds between looks for due tasks that no hint told of
-POLL_INTERVAL = 1.0
+POLL_INTERVAL = 10.0
+#: seconds before a task is tried again that failed by a fault of ours
+FAULT_DELAY = 1.0
 
 _encode = msgspec.json.encode
 
@@ -46,8 +50,9 @@ class TaskEngine:
         self._runs: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._threads = anyio.CapacityLimiter(settings.task_slots)
-        self._processes = anyio.CapacityLimiter(settings.task_slots)
+        self._threads = Threads()
+        #: one process for each processor core: more of them would only take memory and turns
+        self._processes = anyio.CapacityLimiter(min(settings.task_slots, os.cpu_count() or 1))
 
     def start(self) -> None:
         """Begin to work, if there is any type to work on."""
@@ -58,13 +63,13 @@ class TaskEngine:
         """Tell that a task may be due."""
         self._wake.set()
 
-    async def stop(self) -> None:
-        """Finish what is running within the grace time; what is cut off is tried again by the next process."""
+    async def stop(self, grace: float) -> None:
+        """Finish what is running within `grace` seconds; what is cut off is tried again by the next process."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
         if self._runs:
-            await asyncio.wait(self._runs, timeout=self._settings.grace)
+            await asyncio.wait(self._runs, timeout=max(0.0, grace))
         for run in self._runs:
             run.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
@@ -72,7 +77,7 @@ class TaskEngine:
     async def _run(self) -> None:
         failures = 0
         while True:
-            free = self._settings.task_slots - len(self._runs)
+            free = self._settings.task_slots - len(self._runs) - self._threads.abandoned
             tasks: list[LeasedTask] = []
             self._wake.clear()
             try:
@@ -92,7 +97,7 @@ class TaskEngine:
                 run = asyncio.create_task(self._work(task))
                 self._runs.add(run)
                 run.add_done_callback(self._finished)
-            if len(tasks) < free or free == 0:
+            if len(tasks) < free or free <= 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_INTERVAL):
                         await self._wake.wait()
@@ -118,13 +123,22 @@ class TaskEngine:
         try:
             if processor is None:
                 raise LookupError("a task was leased that has no processor")
-            report = await run(task, processor, self._threads, self._processes, self._settings.event_source)
+            report = await run(
+                task,
+                processor,
+                threads=self._threads,
+                processes=self._processes,
+                source=self._settings.event_source,
+                max_result=self._settings.max_body,
+            )
         except Exception:
             log.exception("task_failed_inside", task=task.id)
-            report = TaskReport(task_id=task.id, attempt=task.attempt, retry_in=POLL_INTERVAL)
+            report = TaskReport(task_id=task.id, attempt=task.attempt, retry_in=FAULT_DELAY)
         settled = await self._finish(report)
         if settled is not None:
             log.info("task", task=task.id, type=task.type, attempt=task.attempt, state=str(settled.state))
+            if report.retry_in is not None:
+                asyncio.get_running_loop().call_later(report.retry_in, self.wake)
             if settled.lane is not None:
                 metrics.tasks_finished.labels(settled.state).inc()
                 self._on_result(settled.lane)
@@ -145,12 +159,14 @@ class TaskEngine:
 async def run(
     task: LeasedTask,
     processor: Processor,
-    threads: anyio.CapacityLimiter,
+    *,
+    threads: Threads,
     processes: anyio.CapacityLimiter,
     source: str,
+    max_result: int,
 ) -> TaskReport:
     """One try at a task: its result, its failure, or when to try again."""
-    if task.failures >= processor.tries:
+    if task.interruptions >= POISON_AFTER:
         # Its lease was lost each time: the processor may be what ends our processes.
         return failed(task, "the task was interrupted too often", source=source)
     try:
@@ -158,39 +174,50 @@ async def run(
     except (msgspec.DecodeError, RecursionError) as exc:
         log.info("task_payload_unfit", task=task.id, type=task.type, error=type(exc).__name__)
         return failed(task, "the payload is not what this processor takes", source=source)
+    deadline = asyncio.timeout(None)
+    room = processes if processor.kind is Kind.PROCESS else contextlib.nullcontext()
     try:
-        async with asyncio.timeout(processor.timeout):
-            result = await _call(processor, payload, threads, processes)
-        return succeeded(task, _encode(result), source=source)
+        async with room, deadline:
+            # Waiting for a free core does not count.
+            deadline.reschedule(asyncio.get_running_loop().time() + processor.timeout)
+            result = await _call(processor, payload, threads)
+        content = _encode(result)
+        if len(content) > max_result:
+            return failed(task, f"the result is larger than {max_result} bytes", source=source)
+        return report_end(task, TaskState.SUCCEEDED, content, source=source)
     except ProcessorError as exc:
         message, again = exc.message, exc.retry
-    except TimeoutError:
-        message, again = f"the processor took longer than {processor.timeout:g} s", True
-    except Exception as exc:
-        log.warning("processor_raised", task=task.id, type=task.type, error=type(exc).__qualname__, exc_info=True)
-        message, again = "the processor failed", True
+    except (Exception, SystemExit, asyncio.CancelledError) as exc:
+        if _is_our_stop(exc):
+            raise
+        again = True
+        if deadline.expired() and isinstance(exc, TimeoutError):
+            message = f"the processor took longer than {processor.timeout:g} s"
+        else:
+            message = "the processor failed"
+            log.warning("processor_raised", task=task.id, type=task.type, error=type(exc).__qualname__, exc_info=True)
     if again and task.failures + 1 < processor.tries:
         return TaskReport(task_id=task.id, attempt=task.attempt, retry_in=processor.delay(task.failures + 1))
     return failed(task, message, source=source)
 
 
-async def _call(
-    processor: Processor, payload: Any, threads: anyio.CapacityLimiter, processes: anyio.CapacityLimiter
-) -> Any:
+def _is_our_stop(error: BaseException) -> bool:
+    """Whether we are being stopped. A processor may let a cancellation of its own escape; that is a failed try."""
+    current = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and current is not None and current.cancelling() > 0
+
+
+async def _call(processor: Processor, payload: Any, threads: Threads) -> Any:
     function = processor.function
     if function is None:
         raise LookupError("an external processor cannot be called")
     if processor.kind is Kind.ASYNC:
         return await function(payload)
     if processor.kind is Kind.PROCESS:
-        return await anyio.to_process.run_sync(function, payload, cancellable=True, limiter=processes)
-    # A thread cannot be stopped: at the timeout it is left to end by itself.
-    return await anyio.to_thread.run_sync(function, payload, abandon_on_cancel=True, limiter=threads)
-
-
-def succeeded(task: LeasedTask, result: bytes, *, source: str) -> TaskReport:
-    """The report of a result. `result` is JSON."""
-    return report_end(task, TaskState.SUCCEEDED, result, source=source)
+        # The caller has made room for it already.
+        room = anyio.CapacityLimiter(1)
+        return await anyio.to_process.run_sync(function, payload, cancellable=True, limiter=room)
+    return await threads.call(function, payload)
 
 
 def failed(task: LeasedTask, message: str, *, source: str) -> TaskReport:

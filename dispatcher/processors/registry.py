@@ -13,6 +13,9 @@ from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import Any, TypeVar, get_type_hints
 
+import msgspec
+import msgspec.inspect
+
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
 
@@ -145,6 +148,10 @@ def load(settings: Settings) -> Registry:
             importlib.import_module(name)
         except ModuleNotFoundError as exc:
             raise ConfigError(f"processors: there is no module {name} ({exc})") from exc
+        except ConfigError:
+            raise
+        except Exception as exc:
+            raise ConfigError(f"processors: importing {name} raised {type(exc).__name__}: {exc}") from exc
     for point in entry_points(group=ENTRY_POINT_GROUP):
         point.load()
     for name, seconds in settings.external_processors.items():
@@ -157,6 +164,7 @@ def _payload_type(function: Callable[..., Any]) -> Any:
     if not parameters:
         raise ConfigError(f"{function.__qualname__} takes no payload; give it one parameter")
     try:
-        return get_type_hints(function).get(parameters[0], Any)
+        wanted = get_type_hints(function).get(parameters[0], Any)
     except NameError:
         return Any
+    return Any if isinstance(msgspec.inspect.type_info(wanted), msgspec.inspect.CustomType) else wanted

@@ -92,10 +92,12 @@ async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str
         return _no_task()
     if task["state"] in {TaskState.EXPIRED, TaskState.CANCELLED}:
         return Problem("conflict", f"The task is {task['state']} and has no result to deliver.")
+    delivery = await _latest(tx, task)
+    if delivery["mark"] == Mark.CANCEL:
+        return Problem("conflict", "The delivery is being cancelled.")
     lane = lane_of(wish.account, wish.callback.origin)
     columns = seal_callback(wish.keyring, wish.callback, account=wish.account, task_id=wish.task_id)
     await tx.connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(columns))
-    delivery = await _latest(tx, task)
     if delivery["state"] == DeliveryState.LEASED:
         await _mark(tx, delivery["id"], Mark.RETARGET)
     elif delivery["state"] in TERMINAL_STATES:

@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
@@ -40,6 +41,8 @@ class Transaction:
     connection: AsyncConnection
     #: the database's clock when the transaction began, milliseconds since the epoch
     now: int
+    #: this process's monotonic clock at the same moment, seconds
+    clock: float
     #: the session that this process's leases hang on
     session: str
 
@@ -168,7 +171,7 @@ class Committer:
                 now = await sessions.mark_batch(connection, self.session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
-                tx = Transaction(connection=connection, now=now, session=self.session)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))

@@ -22,7 +22,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from dispatcher.errors import ConfigError, StoreUnavailable
 
 #: how long a write waits for another process's lock on the file, milliseconds
-BUSY_TIMEOUT_MS = 5_000
+BUSY_TIMEOUT_MS = 2_000
 #: connections for reading
 READERS = 4
 #: how many parameters one statement may carry on every database

@@ -6,6 +6,7 @@ an older one changes nothing.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ from dispatcher.store.records import (
     Settled,
 )
 from dispatcher.store.sealing import open_callback
-from dispatcher.store.tables import attempts, bodies, deliveries, is_live, is_pending, tasks
+from dispatcher.store.sessions import is_over
+from dispatcher.store.tables import attempts, bodies, deliveries, is_live, is_waiting, tasks
 from subscriptions.keyring import Keyring, KeyringError
 
 log = structlog.get_logger(__name__)
@@ -97,7 +99,7 @@ def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
         sa.select(
             sa.select(deliveries.c.id)
             .where(
-                is_pending,
+                is_waiting,
                 deliveries.c.lane == claim.lane,
                 deliveries.c.due_at <= now,
             )
@@ -169,7 +171,7 @@ async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | N
     arms = [
         sa.select(
             sa.literal(lane),
-            sa.select(sa.func.min(deliveries.c.due_at)).where(is_pending, deliveries.c.lane == lane).scalar_subquery(),
+            sa.select(sa.func.min(deliveries.c.due_at)).where(is_waiting, deliveries.c.lane == lane).scalar_subquery(),
         )
         for lane in lanes
     ]
@@ -187,7 +189,7 @@ async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[d
 
 async def _due_lanes(tx: Transaction, after: str, limit: int) -> dict[str, float]:
     def first_after(lane: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
-        return sa.select(sa.func.min(deliveries.c.lane)).where(is_pending, deliveries.c.lane > lane).scalar_subquery()
+        return sa.select(sa.func.min(deliveries.c.lane)).where(is_waiting, deliveries.c.lane > lane).scalar_subquery()
 
     hops = sa.select(first_after(after).label("lane")).cte("hops", recursive=True)
     hops = hops.union_all(sa.select(first_after(hops.c.lane)).where(hops.c.lane.is_not(None)))
@@ -223,14 +225,14 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
     return results
 
 
-async def reap(tx: Transaction, sessions: Sequence[str]) -> list[int]:
-    """Free what dead sessions left leased: each lease is recorded as an interrupted attempt. Answers how many."""
+async def reap(tx: Transaction, limit: int) -> int:
+    """Free what dead sessions left leased, `limit` at most. Answers how many there were."""
     ids = await tx.connection.scalars(
-        sa.select(deliveries.c.id).where(
-            is_live, deliveries.c.state == DeliveryState.LEASED, deliveries.c.session.in_(sessions)
-        )
+        sa.select(deliveries.c.id)
+        .where(is_live, deliveries.c.state == DeliveryState.LEASED, is_over(deliveries.c.session))
+        .limit(limit)
     )
-    return [await interrupt(tx, list(ids))] + [0] * (len(sessions) - 1)
+    return await interrupt(tx, list(ids))
 
 
 async def interrupt(tx: Transaction, ids: list[str]) -> int:
@@ -257,7 +259,7 @@ def _interrupted(delivery_id: str, attempt: int) -> Report:
             ended=now,
         ),
         schedule=(),
-        jitter=0.0,
+        jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
     )
 
 
@@ -296,11 +298,10 @@ def _lane(row: sa.RowMapping) -> str:
 async def _write_outcomes(tx: Transaction, kept: Sequence[tuple[Report, sa.RowMapping, retry.Decision]]) -> None:
     if not kept:
         return
-    clock = monotonic()
     due = {report.delivery_id: _due_at(decision, tx.now) for report, _, decision in kept}
     await tx.connection.execute(
         sa.insert(attempts),
-        [_attempt_row(report, tx.now, clock, due[report.delivery_id]) for report, _, _ in kept],
+        [_attempt_row(report, tx, due[report.delivery_id]) for report, _, _ in kept],
     )
     await tx.connection.execute(
         _settle_statement(),
@@ -309,7 +310,8 @@ async def _write_outcomes(tx: Transaction, kept: Sequence[tuple[Report, sa.RowMa
                 "key": row["id"],
                 "state": decision.state,
                 "reason": decision.reason,
-                "lane": _lane(row),
+                # What has ended keeps the lane that it was sent in; what goes on follows its callback.
+                "lane": row["lane"] if decision.state in TERMINAL_STATES else _lane(row),
                 "failures": decision.failures,
                 "last_outcome": report.answer.outcome,
                 "repeats": decision.repeats,
@@ -348,7 +350,7 @@ def _due_at(decision: retry.Decision, now: int) -> int | None:
     return None if decision.delay is None else now + round(decision.delay * 1000)
 
 
-def _attempt_row(report: Report, now: int, clock: float, retry_at: int | None) -> dict[str, Any]:
+def _attempt_row(report: Report, tx: Transaction, retry_at: int | None) -> dict[str, Any]:
     record = report.record
     return {
         "delivery_id": report.delivery_id,
@@ -356,7 +358,7 @@ def _attempt_row(report: Report, now: int, clock: float, retry_at: int | None) -
         "outcome": record.outcome,
         "status": record.status,
         "error": record.error,
-        "started_at": now - round((clock - record.started) * 1000),
+        "started_at": tx.now - round((tx.clock - record.started) * 1000),
         "duration_ms": round((record.ended - record.started) * 1000, 1),
         "retry_at": retry_at,
         "truncated": record.truncated,

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from dispatcher.errors import Problem
 from dispatcher.store.committer import Transaction
+from dispatcher.store.database import Database, now_ms
 from dispatcher.store.records import IdempotencyKey, Replayed
 from dispatcher.store.tables import idempotency
 
@@ -51,10 +52,7 @@ class Answers:
             return None
         fingerprint, answer = found
         if fingerprint != key.fingerprint:
-            return Problem(
-                "idempotency-mismatch",
-                "This Idempotency-Key was used before with another body; use a new key.",
-            )
+            return mismatch()
         return Replayed(answer=answer)
 
     def keep(self, key: IdempotencyKey | None, answer: bytes) -> None:
@@ -80,6 +78,33 @@ class Answers:
                 for (account, route, key), (fingerprint, answer) in self._fresh.items()
             ],
         )
+
+
+async def earlier_answer(database: Database, key: IdempotencyKey) -> Replayed | None:
+    """The answer to an earlier request under this key. Raises Problem when it belongs to another body.
+
+    For a look before a request is checked: what was accepted once stays accepted, though it could not be now.
+    """
+    async with database.read() as connection:
+        rows = await connection.execute(
+            sa.select(idempotency.c.fingerprint, idempotency.c.answer).where(
+                idempotency.c.account == key.account,
+                idempotency.c.route == key.route,
+                idempotency.c.key == key.key,
+                idempotency.c.created_at >= now_ms() - KEPT_MS,
+            )
+        )
+        row = rows.one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != key.fingerprint:
+        raise mismatch()
+    return Replayed(answer=row.answer)
+
+
+def mismatch() -> Problem:
+    """The key was used with another body."""
+    return Problem("idempotency-mismatch", "This Idempotency-Key was used before with another body; use a new key.")
 
 
 def _identity(key: IdempotencyKey) -> _Identity:

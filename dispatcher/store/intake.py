@@ -48,6 +48,7 @@ def rows_of(task: NewTask, keyring: Keyring) -> dict[str, dict[str, Any]]:
             "delivery_id": task.delivery_id,
             "attempt": 0,
             "failures": 0,
+            "interruptions": 0,
             **seal_callback(keyring, task.callback, account=task.account, task_id=task.id),
         },
         "delivery": {

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dispatcher.models import BodyMode
+from dispatcher.models import BodyMode, TaskState
 from dispatcher.store.database import Database
 from dispatcher.store.records import LeasedTask
 from dispatcher.store.tables import attempts, bodies, deliveries, tasks
@@ -21,6 +21,7 @@ _TASK = (
     tasks.c.metadata,
     tasks.c.error,
     tasks.c.delivery_id,
+    deliveries.c.state.label("delivery_state"),
     tasks.c.attempt,
     tasks.c.callback_origin,
     tasks.c.callback_fingerprint,
@@ -43,14 +44,14 @@ _DELIVERY = (
 
 async def task(database: Database, account: str, task_id: str) -> sa.RowMapping | None:
     """One task, or None."""
-    return await _one(database, sa.select(*_TASK).where(tasks.c.id == task_id, tasks.c.account == account))
+    return await _one(database, _tasks().where(tasks.c.id == task_id, tasks.c.account == account))
 
 
 async def list_tasks(
     database: Database, account: str, *, limit: int, before: str | None, **equal: str | None
 ) -> Sequence[sa.RowMapping]:
     """Tasks, newest first, below the id `before`, where columns have the given values."""
-    query = sa.select(*_TASK).where(tasks.c.account == account)
+    query = _tasks().where(tasks.c.account == account)
     return await _page(database, query, tasks, limit=limit, before=before, equal=equal)
 
 
@@ -75,6 +76,10 @@ async def list_deliveries(
     """Deliveries, newest first, below the id `before`, where columns have the given values."""
     query = _deliveries().where(deliveries.c.account == account)
     return await _page(database, query, deliveries, limit=limit, before=before, equal=equal)
+
+
+def _tasks() -> sa.Select[Any]:
+    return sa.select(*_TASK).select_from(tasks.join(deliveries, deliveries.c.id == tasks.c.delivery_id))
 
 
 def _deliveries() -> sa.Select[Any]:
@@ -121,10 +126,12 @@ async def leased_task(database: Database, account: str | None, task_id: str) -> 
         payload=b"",
         attempt=row["attempt"],
         failures=row["failures"],
+        interruptions=row["interruptions"],
         body_mode=BodyMode(row["body_mode"]),
         delivery_id=row["delivery_id"],
         metadata=row["metadata"],
         created_at=row["created_at"],
         window_end=row["window_end"],
         lease_until=row["lease_until"],
+        state=TaskState(row["state"]),
     )

@@ -60,7 +60,7 @@ class IdempotencyKey:
     account: str
     route: str
     key: str
-    #: SHA-256 of the request's body
+    #: keyed digest of the request's body
     fingerprint: bytes
 
 
@@ -178,6 +178,8 @@ class LeasedTask:
     attempt: int
     #: tries that failed before
     failures: int
+    #: leases in a row that ended without a report
+    interruptions: int
     body_mode: BodyMode
     delivery_id: str
     metadata: bytes | None
@@ -185,6 +187,7 @@ class LeasedTask:
     created_at: int
     window_end: int | None
     lease_until: int | None
+    state: TaskState = TaskState.PROCESSING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

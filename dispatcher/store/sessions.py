@@ -1,4 +1,7 @@
-"""Worker sessions: what leases hang on. A session lives by its heartbeat; when it is over, its leases are free."""
+"""Worker sessions: what leases hang on. A session lives as long as its row; when that is gone, its leases are free.
+
+A process keeps its session by a heartbeat, and deletes it when it stops. Others end it when the heartbeat is overdue.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ async def open_session(database: Database, *, ttl: float, alone: bool) -> str:
     session = new_id()
     async with database.write() as connection:
         if alone:
-            await connection.execute(sa.update(sessions).values(expires_at=0))
+            await connection.execute(sa.delete(sessions))
         await connection.execute(
             sa.insert(sessions).values(
                 id=session,
@@ -36,12 +39,13 @@ async def open_session(database: Database, *, ttl: float, alone: bool) -> str:
 
 
 async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
-    """Prolong a session by `ttl` seconds from now. False when it is over already."""
+    """Prolong a session by `ttl` seconds from now. False when it is over.
+
+    A session that is late, but has not been ended by another process, goes on: its leases are still its own.
+    """
     async with database.write() as connection:
         result = await connection.execute(
-            sa.update(sessions)
-            .where(sessions.c.id == session, sessions.c.expires_at > now_ms())
-            .values(expires_at=now_ms() + int(ttl * 1000))
+            sa.update(sessions).where(sessions.c.id == session).values(expires_at=now_ms() + int(ttl * 1000))
         )
         return result.rowcount == 1
 
@@ -60,12 +64,17 @@ async def last_batch(database: Database, session: str) -> str | None:
         return await connection.scalar(sa.select(sessions.c.last_batch).where(sessions.c.id == session))
 
 
-async def dead_sessions(connection: AsyncConnection, now: int) -> list[str]:
-    """Sessions whose time is over."""
-    return list(await connection.scalars(sa.select(sessions.c.id).where(sessions.c.expires_at <= now)))
+async def end_late_sessions(connection: AsyncConnection, now: int, *, but: str) -> None:
+    """End sessions whose heartbeat is overdue, but not our own."""
+    await connection.execute(sa.delete(sessions).where(sessions.c.expires_at <= now, sessions.c.id != but))
 
 
 async def close_session(database: Database, session: str) -> None:
     """End a session; leases it may still hold are free from now on."""
     async with database.write() as connection:
-        await connection.execute(sa.update(sessions).where(sessions.c.id == session).values(expires_at=0))
+        await connection.execute(sa.delete(sessions).where(sessions.c.id == session))
+
+
+def is_over(session: sa.Column[str]) -> sa.ColumnElement[bool]:
+    """Whether a lease hangs on a session that is over."""
+    return sa.and_(session.is_not(None), ~sa.exists().where(sessions.c.id == session))

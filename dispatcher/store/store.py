@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dispatcher.store import accounts, changes, deliveries, intake, ledger, sessions, upkeep, work
+from dispatcher.store import accounts, changes, deliveries, idempotency, intake, ledger, sessions, upkeep, work
 from dispatcher.store.accounts import Account
 from dispatcher.store.committer import Committer
 from dispatcher.store.database import Database
@@ -80,6 +80,10 @@ class Store:
             raise
         request = intake.Request(rows=rows, key=key, answer=answer)
         return await self._committer.write(intake.accept, request, weight=len(rows), then=then)
+
+    async def earlier_answer(self, key: IdempotencyKey) -> Replayed | None:
+        """What an earlier request under this key was answered. Raises Problem when it had another body."""
+        return await idempotency.earlier_answer(self.database, key)
 
     async def lease_tasks(self, claim: TaskClaim) -> list[LeasedTask]:
         """Lease due tasks."""

@@ -88,8 +88,10 @@ tasks = sa.Table(
     sa.Column("due_at", Instant),
     #: how many times it was leased; the fencing token of the current lease
     sa.Column("attempt", sa.Integer, nullable=False),
-    #: tries that failed, lost leases included
+    #: tries that failed
     sa.Column("failures", sa.Integer, nullable=False),
+    #: leases in a row that ended without a report
+    sa.Column("interruptions", sa.Integer, nullable=False),
     sa.Column("session", Id),
     #: end of a lease that was given to a processor outside our processes
     sa.Column("lease_until", Instant),
@@ -157,11 +159,11 @@ deliveries = sa.Table(
 )
 sa.Index("ix_deliveries_account_id", deliveries.c.account, deliveries.c.id)
 sa.Index("ix_deliveries_task_id", deliveries.c.task_id)
-#: A delivery waits to be leased.
-is_pending = _in_state(deliveries.c.state, "pending")
+#: A delivery waits to be leased: now or later. One whose body is not known yet does not.
+is_waiting = sa.and_(_in_state(deliveries.c.state, "pending"), deliveries.c.due_at.is_not(None))
 #: A delivery can still move.
 is_live = _in_state(deliveries.c.state, *LIVE_STATES)
-_partial_index("ix_deliveries_due", deliveries.c.lane, deliveries.c.due_at, where=is_pending)
+_partial_index("ix_deliveries_due", deliveries.c.lane, deliveries.c.due_at, where=is_waiting)
 _partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
 #: Payloads (under their task's id) and exact bodies to send (under their first delivery's id).
@@ -200,7 +202,7 @@ idempotency = sa.Table(
     sa.Column("account", sa.String(64), primary_key=True),
     sa.Column("route", sa.String(100), primary_key=True),
     sa.Column("key", sa.String(255), primary_key=True),
-    #: SHA-256 of the request body
+    #: keyed digest of the request's body
     sa.Column("fingerprint", sa.LargeBinary(32), nullable=False),
     sa.Column("answer", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),

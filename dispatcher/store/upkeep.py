@@ -13,20 +13,17 @@ from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import ledger, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
-from dispatcher.store.sessions import dead_sessions
-from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, is_live, sessions, tasks
+from dispatcher.store.sessions import end_late_sessions
+from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, is_live, tasks
 
 #: rows that one step handles, so that nobody waits long behind it
 BATCH = 200
 
 
 async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
-    """Free the leases of dead sessions and of late remote processors. Answers how many there were."""
-    dead = [session for session in await dead_sessions(tx.connection, tx.now) if session != tx.session]
-    freed = await work.reap_remote(tx)
-    if dead:
-        freed += sum(await delivery_store.reap(tx, dead)) + sum(await work.reap(tx, dead))
-        await tx.connection.execute(sa.delete(sessions).where(sessions.c.id.in_(dead)))
+    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
+    await end_late_sessions(tx.connection, tx.now, but=tx.session)
+    freed = await work.reap(tx, BATCH) + await delivery_store.reap(tx, BATCH)
     return [freed, *(0 for _ in items[1:])]
 
 

@@ -6,6 +6,7 @@ those of processors elsewhere on a time.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ import sqlalchemy as sa
 
 from dispatcher.errors import LeaseLost
 from dispatcher.models import BodyMode, DeliveryState, TaskState, lane_of
+from dispatcher.retry import suspicion_delay
 from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
+from dispatcher.store.sessions import is_over
 from dispatcher.store.tables import bodies, deliveries, is_processing, is_queued, tasks
 
 
@@ -86,6 +89,7 @@ def _leased(row: sa.RowMapping, until: int | None) -> LeasedTask:
         payload=row["content"],
         attempt=row["attempt"] + 1,
         failures=row["failures"],
+        interruptions=row["interruptions"],
         body_mode=BodyMode(row["body_mode"]),
         delivery_id=row["delivery_id"],
         metadata=row["metadata"],
@@ -142,7 +146,7 @@ async def finish(tx: Transaction, reports: Sequence[TaskReport]) -> list[TaskSet
         if row is None or not _holds(report, row, tx):
             results.append(LeaseLost("the lease of this task is no longer held"))
         elif report.state is None or report.body is None:
-            await _requeue(tx, row["id"], report.retry_in or 0.0)
+            await _requeue(tx, row["id"], report.retry_in or 0.0, failures=row["failures"] + 1, interruptions=0)
             results.append(TaskSettled(state=TaskState.QUEUED, lane=None))
         else:
             await _store_result(tx, report, row)
@@ -158,13 +162,14 @@ def _holds(report: TaskReport, row: sa.RowMapping, tx: Transaction) -> bool:
     return bool(row["session"] == tx.session)
 
 
-async def _requeue(tx: Transaction, task_id: str, delay: float) -> None:
+async def _requeue(tx: Transaction, task_id: str, delay: float, *, failures: int, interruptions: int) -> None:
     await tx.connection.execute(
         sa.update(tasks)
         .where(tasks.c.id == task_id)
         .values(
             state=TaskState.QUEUED,
-            failures=tasks.c.failures + 1,
+            failures=failures,
+            interruptions=interruptions,
             due_at=tx.now + round(delay * 1000),
             session=None,
             lease_until=None,
@@ -196,23 +201,18 @@ async def _store_result(tx: Transaction, report: TaskReport, row: sa.RowMapping)
     )
 
 
-async def reap(tx: Transaction, sessions: Sequence[str]) -> list[int]:
-    """Queue the tasks that dead sessions left in work, as a failed try each."""
-    ids = list(await tx.connection.scalars(sa.select(tasks.c.id).where(is_processing, tasks.c.session.in_(sessions))))
-    return [await interrupt(tx, ids)] + [0] * (len(sessions) - 1)
-
-
-async def reap_remote(tx: Transaction) -> int:
-    """Queue the tasks whose remote lease has ended, as a failed try each."""
-    ids = await tx.connection.scalars(sa.select(tasks.c.id).where(is_processing, tasks.c.lease_until <= tx.now))
-    return await interrupt(tx, list(ids))
-
-
-async def interrupt(tx: Transaction, ids: list[str]) -> int:
-    """Queue tasks whose lease ended without a report, as a failed try each."""
-    for task_id in ids:
-        await _requeue(tx, task_id, 0.0)
-    return len(ids)
+async def reap(tx: Transaction, limit: int) -> int:
+    """Queue tasks that dead sessions, or remote processors past their lease, left in work. Answers how many."""
+    over = sa.or_(is_over(tasks.c.session), tasks.c.lease_until <= tx.now)
+    rows = await tx.connection.execute(
+        sa.select(tasks.c.id, tasks.c.failures, tasks.c.interruptions).where(is_processing, over).limit(limit)
+    )
+    left = rows.all()
+    for row in left:
+        interruptions = row.interruptions + 1
+        delay = suspicion_delay(interruptions, jitter=random.uniform(-1, 1))  # noqa: S311 - spreads retries
+        await _requeue(tx, row.id, delay, failures=row.failures, interruptions=interruptions)
+    return len(left)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,7 @@ STYLES = {
     "expired": "red",
 }
 #: width of the tables where there is no terminal to ask
-PLAIN_WIDTH = 132
+PLAIN_WIDTH = 100
 
 
 @dataclass(kw_only=True)
@@ -36,8 +37,6 @@ class Job:
     expect: str
     task_id: str
     delivery_id: str
-    #: scheme and host of the callback as the dispatcher shows it
-    host: str
     document_id: str
     token: str = field(repr=False)
     task_state: str = "queued"
@@ -64,8 +63,8 @@ class Job:
             and all(map(checks_passed, self.received))
         )
 
-    def next_retry(self) -> str:
-        """How long until it is tried again, if it waits for that."""
+    def next_try(self) -> str:
+        """How long until it is tried again, if it waits for that: `in 0.8 s`."""
         retry_at = self.attempts[-1].get("retry_at") if self.attempts else None
         if self.is_final or retry_at is None:
             return ""
@@ -89,20 +88,21 @@ def answers(job: Job) -> str:
 
 
 def live_table(jobs: Sequence[Job]) -> Table:
-    """All tasks as they stand."""
+    """All tasks as they stand, in no more than 80 columns."""
     done = sum(job.is_final for job in jobs)
-    table = Table(title=f"deliveries: {done} of {len(jobs)} done")
-    for heading in ("task", "type", "host", "work", "delivery", "answers", "next retry"):
+    table = Table(
+        title=f"what the dispatcher says: {done} of {len(jobs)} deliveries done", box=SIMPLE_HEAD, title_justify="left"
+    )
+    for heading in ("task", "type", "work", "delivery", "answers", "next try"):
         table.add_column(heading, no_wrap=True)
     for job in jobs:
         table.add_row(
             job.name,
             job.type,
-            job.host,
             styled(job.task_state),
             styled(job.delivery_state),
             answers(job),
-            job.next_retry(),
+            job.next_try(),
         )
     return table
 
@@ -123,31 +123,29 @@ class PlainLines:
                 continue
             self._shown[job.name] = now
             self._console.print(
-                f"{time.monotonic() - self._started:5.1f} s  {job.name:9} {job.type:14} {job.host}  work "
-                f"{job.task_state:11} delivery {job.delivery_state:10} {answers(job)} {job.next_retry()}",
+                f"{time.monotonic() - self._started:4.1f} s  {job.name:9} work {job.task_state:11} "
+                f"delivery {job.delivery_state:10} {answers(job)} {job.next_try()}".rstrip(),
                 highlight=False,
             )
 
 
 def summary_table(jobs: Sequence[Job]) -> Table:
-    """Each task's result, and what the receiver itself found out about the requests that brought it."""
-    table = Table(title="as the receiver saw it")
+    """What the receiver found: each result, what it answered, and its checks of every request that brought it."""
+    table = Table(
+        title="what the receiver found, and its checks of token and signatures", box=SIMPLE_HEAD, title_justify="left"
+    )
     table.add_column("task", no_wrap=True)
-    table.add_column("result", min_width=12)
-    table.add_column("answers", no_wrap=True)
-    for heading in ("token", "X-Hub-\nSignature", "webhook-\nsignature", "all"):
-        table.add_column(heading)
+    table.add_column("result")
+    table.add_column("answered", no_wrap=True)
+    for heading in ("token", "websub", "standard"):
+        table.add_column(heading, no_wrap=True)
     for job in jobs:
         found = [
             bool(job.received) and all(entry[check] for entry in job.received)
             for check in ("token_ok", "hub_signature_ok", "standard_signature_ok")
         ]
-        table.add_row(
-            job.name,
-            gist(job),
-            " ".join(str(entry["status"]) for entry in job.received),
-            *map(yes_no, (*found, job.verified)),
-        )
+        answered = " ".join(str(entry["status"]) for entry in job.received)
+        table.add_row(job.name, gist(job), answered, *map(yes_no, found))
     return table
 
 
@@ -162,19 +160,13 @@ def gist(job: Job) -> str:
     if not body:
         return ""
     if body["status"] != "succeeded":
-        return f"{body['status']}: {error_text(body['error'])}"
+        return f"{body['status']}: {body['error']['message']}"
     result = body["result"]
     match job.type:
         case "invoice.total":
-            return f"{result['lines']} lines, {result['currency']}; {result['total_eur_cents'] / 100:,.2f} EUR"
+            return f"{result['lines']} lines, {result['total_eur_cents'] / 100:,.2f} EUR"
         case "text.summary":
-            return f"{result['words']} words: {', '.join(result['keywords'][:3])}"
+            return f"{result['words']} words on {result['keywords'][0]}"
         case "report.stats":
-            busiest = result["routes"][0]
-            return f"{result['requests']} requests, {result['errors']} errors, p95 {busiest['p95_ms']} ms"
+            return f"{result['requests']} requests, {result['errors']} errors"
     return ""
-
-
-def error_text(error: Any) -> str:
-    """The text of a failed task's error, whichever form it has."""
-    return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)

@@ -8,7 +8,6 @@ should be.
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import signal
@@ -27,6 +26,7 @@ from rich.live import Live
 from examples.results.board import PLAIN_WIDTH, Job, PlainLines, live_table, summary_table, yes_no
 from examples.results.children import Child, ChildFailed, running
 from examples.results.forgeries import BODY, forgeries
+from examples.results.receiver import new_secret
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -105,7 +105,6 @@ def submit(api: httpx.Client, receiver_url: str, jwt_key: str, secret: str) -> l
                 expect=entry.get("expect", "succeeded"),
                 task_id=accepted["id"],
                 delivery_id=accepted["delivery_id"],
-                host=accepted["callback"]["host"],
                 document_id=document_id,
                 token=token,
                 task_state=accepted["state"],
@@ -150,7 +149,7 @@ def try_forgeries(receiver: httpx.Client, jwt_key: str, secret: str) -> str:
         answer = receiver.post(forgery.path, headers=forgery.headers, content=BODY)
         if answer.status_code not in {400, 401, 403}:
             raise DemoFailed(f"the receiver answered {answer.status_code} to {forgery.what}")
-    return f"{len(tried)} of {len(tried)} forged requests refused"
+    return f"the receiver refused {len(tried)} of {len(tried)} forged requests"
 
 
 def check_ledger(api: httpx.Client, jobs: Sequence[Job]) -> str:
@@ -159,7 +158,7 @@ def check_ledger(api: httpx.Client, jobs: Sequence[Job]) -> str:
     told = ", ".join(f"{ledger[state]} {state}" for state in STATES if ledger[state])
     if ledger["accepted"] != len(jobs) or sum(ledger[state] for state in STATES) != ledger["accepted"]:
         raise DemoFailed(f"the ledger does not reconcile: {ledger['accepted']} accepted, {told}")
-    return f"ledger reconciled: {ledger['accepted']} accepted = {told}"
+    return f"the ledger reconciles: {ledger['accepted']} accepted = {told}"
 
 
 def check_silence(folder: Path, jobs: Sequence[Job], secret: str) -> str:
@@ -171,12 +170,7 @@ def check_silence(folder: Path, jobs: Sequence[Job], secret: str) -> str:
         content = path.read_bytes()
         if any(needle in content for needle in needles):
             raise DemoFailed(f"{path.relative_to(folder)} holds a token or the secret in clear")
-    return f"no token and no secret in any of {len(files)} files of the data directory and logs"
-
-
-def new_secret() -> str:
-    """A signing secret as Standard Webhooks writes them."""
-    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+    return f"no token and no secret stands in any of the {len(files)} files of data and logs"
 
 
 def run(console: Console, folder: Path) -> None:
@@ -188,7 +182,11 @@ def run(console: Console, folder: Path) -> None:
             receiver_url = receiver.expect("receiver ready on ", deadline=deadline)
             bearer = server.expect("token ", deadline=deadline)
             api_url = server.expect("dispatcher ready on ", deadline=deadline)
-            console.print(f"dispatcher on {api_url}, receiver on {receiver_url}", highlight=False)
+            console.print(
+                f"dispatcher on {api_url}\n"
+                f"receiver on {receiver_url}, a customer's service; {FAILS_TWICE} is answered 503 twice",
+                highlight=False,
+            )
             api = httpx.Client(
                 base_url=api_url, headers={"Authorization": f"Bearer {bearer}"}, timeout=10, trust_env=False
             )
@@ -218,7 +216,9 @@ def conclude(console: Console, jobs: Sequence[Job], checks: Sequence[str]) -> No
         raise DemoFailed(f"{FAILS_TWICE} should have failed twice and then succeeded")
     if wrong := [job.name for job in jobs if not job.verified]:
         raise DemoFailed(f"not delivered and verified: {', '.join(wrong)}")
-    console.print(f"all {len(jobs)} results delivered and verified", style="bold green", highlight=False)
+    console.print(
+        f"all {len(jobs)} results were delivered, and verified by the receiver", style="bold green", highlight=False
+    )
 
 
 def main() -> int:

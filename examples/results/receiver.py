@@ -3,18 +3,22 @@
 It shares no code with the dispatcher, and so proves what it checks: the token with PyJWT, `X-Hub-Signature`
 with `hmac`, the Standard Webhooks signature with the package `standardwebhooks`; both over the bytes as sent.
 
-    RESULTS_JWT_KEY=… RESULTS_WEBHOOK_SECRET=whsec_… python examples/results/receiver.py --port 0
+    python examples/results/receiver.py --issue note-1
 
-`GET /received` shows what came in. One result can be made to fail with 503 first: `--fail RES_ID --times 2`.
+`--issue` prints a callback URL for one result, and the secret to send with it. `GET /received` shows what came in.
+One result can be made to fail with 503 first: `--fail note-1 --times 2`. RESULTS_JWT_KEY and
+RESULTS_WEBHOOK_SECRET in the environment fix what is otherwise made anew at each start.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hmac
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -75,6 +79,17 @@ class Inbox:
     requests: list[Received] = field(default_factory=list)
     #: document id -> the delivery that brought it
     stored: dict[str, str] = field(default_factory=dict)
+
+
+def issue(inbox: Inbox, url: str, res_id: str, *, life: float = 3600) -> str:
+    """A callback URL for one result: its token allows this result and no other, for `life` seconds."""
+    claims = {"path": "/results", "res_id": res_id, "_id": secrets.token_hex(12), "exp": int(time.time() + life)}
+    return f"{url}/results/{res_id}/{jwt.encode(claims, inbox.jwt_key, algorithm='HS256')}"
+
+
+def new_secret() -> str:
+    """A signing secret as Standard Webhooks writes them."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
 
 
 def check_token(token: str, *, key: str, res_id: str, request_path: str) -> str:
@@ -217,18 +232,21 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8081)
+    options.add_argument("--issue", metavar="RES_ID", help="print a callback URL for this result, good for an hour")
     options.add_argument("--fail", metavar="RES_ID", help="a result that is answered 503 at first")
     options.add_argument("--times", type=int, default=2, help="how often (default: %(default)s)")
     chosen = options.parse_args()
-    try:
-        jwt_key, secret = os.environ["RESULTS_JWT_KEY"], os.environ["RESULTS_WEBHOOK_SECRET"]
-    except KeyError as error:
-        options.error(f"set {error.args[0]} in the environment")
-    inbox = Inbox(jwt_key=jwt_key, secret=secret)
+    inbox = Inbox(
+        jwt_key=os.environ.get("RESULTS_JWT_KEY") or secrets.token_hex(32),
+        secret=os.environ.get("RESULTS_WEBHOOK_SECRET") or new_secret(),
+    )
     if chosen.fail:
         inbox.failures[chosen.fail] = chosen.times
     listener, url = listen(chosen.host, chosen.port)
-    app = build_app(inbox, ready_line=f"receiver ready on {url}")
+    lines = [f"receiver ready on {url}"]
+    if chosen.issue:
+        lines += [f"RESULT_URL={issue(inbox, url, chosen.issue)}", f"RESULT_SECRET={inbox.secret}"]
+    app = build_app(inbox, ready_line="\n".join(lines))
     # no access log: the paths hold tokens
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listener])

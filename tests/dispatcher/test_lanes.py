@@ -7,7 +7,16 @@ from collections import Counter
 import pytest
 
 from dispatcher.bodies import Body
-from dispatcher.delivery.lanes import CIRCUIT_FAILURES, FIRST_QUIET, FIRST_WIDTH, LAST_QUIET, PROBE_WIDTH, Lane, Lanes
+from dispatcher.delivery.lanes import (
+    CIRCUIT_FAILURES,
+    FIRST_QUIET,
+    FIRST_WIDTH,
+    LAST_QUIET,
+    PROBE_WIDTH,
+    Lane,
+    Lanes,
+    Turn,
+)
 from dispatcher.models import Outcome
 from dispatcher.store.records import Callback, LeasedDelivery
 from subscriptions.secrets import Secret
@@ -40,8 +49,8 @@ def leased(lane: str, size: int = 10) -> LeasedDelivery:
     )
 
 
-def lanes_with(*, widest: int = 64, max_bytes: int = 10**9, max_in_flight: int = 10**6) -> Lanes:
-    return Lanes(widest=widest, max_bytes=max_bytes, max_in_flight=max_in_flight)
+def lanes_with(*, widest: int = 64, max_bytes: int = 10**9, slots: int = 10**6, max_in_flight: int = 10**6) -> Lanes:
+    return Lanes(widest=widest, max_bytes=max_bytes, slots=slots, max_in_flight=max_in_flight)
 
 
 class TestWidth:
@@ -136,7 +145,7 @@ class TestTurns:
         for _ in range(count):
             turn = lanes.take(0.0)
             assert turn is not None
-            taken.append(turn[0].key)
+            taken.append(turn.lane.key)
         return taken
 
     def test_a_long_lane_takes_its_turn_like_a_short_one(self) -> None:
@@ -170,10 +179,10 @@ class TestTurns:
         turn = lanes.take(0.0)
         assert turn is not None
         assert lanes.take(0.0) is None
-        lanes.finish(*turn, 0.0)
+        lanes.finish(turn, 0.0)
         turn = lanes.take(0.0)
         assert turn is not None
-        assert turn[1] is second
+        assert turn.delivery is second
 
     def test_a_quiet_lane_waits(self) -> None:
         lanes = lanes_with()
@@ -191,11 +200,75 @@ class TestTurns:
         lanes.put(leased("small https://x"), 0.0)
         assert self.take_all(lanes, 1) == ["small https://x"]
 
-    def test_alone_an_account_may_use_it_all(self) -> None:
-        lanes = lanes_with(max_in_flight=4)
-        for number in range(4):
-            lanes.put(leased(f"big https://{number}"), 0.0)
+    def proven(self, lanes: Lanes, *keys: str) -> None:
+        for key in keys:
+            lanes.get(key).note(Outcome.SUCCESS, 200, 0.0)
+
+    def test_some_slots_are_kept_for_other_accounts(self) -> None:
+        lanes = lanes_with(slots=8)
+        keys = [f"big https://{number}" for number in range(20)]
+        self.proven(lanes, *keys, "small https://x")
+        for key in keys:
+            lanes.put(leased(key), 0.0)
+        assert len(self.take_all(lanes, 6)) == 6
+        assert lanes.take(0.0) is None
+        lanes.put(leased("small https://x"), 0.0)
+        assert self.take_all(lanes, 1) == ["small https://x"]
+
+    def test_some_slots_are_kept_for_lanes_that_have_proven_themselves(self) -> None:
+        lanes = lanes_with(slots=8)
+        self.proven(lanes, "a https://good")
+        for number in range(20):
+            lanes.put(leased(f"b{number} https://new"), 0.0)
         assert len(self.take_all(lanes, 4)) == 4
+        assert lanes.take(0.0) is None
+        lanes.put(leased("a https://good"), 0.0)
+        assert self.take_all(lanes, 1) == ["a https://good"]
+
+    def test_a_request_that_takes_long_gives_its_slot_up_but_not_its_place_in_the_lane(self) -> None:
+        lanes = lanes_with(slots=1, widest=1)
+        for _ in range(2):
+            lanes.put(leased("a https://slow"), 0.0)
+        lanes.put(leased("b https://other"), 0.0)
+        slow = lanes.take(0.0)
+        assert slow is not None
+        assert lanes.take(0.0) is None
+        lanes.free_slot(slow)
+        assert self.take_all(lanes, 1) == ["b https://other"]
+        lanes.finish(slow, 0.0)
+        assert lanes.in_flight == 1
+
+    def test_proven_and_new_lanes_take_turns(self) -> None:
+        lanes = lanes_with()
+        self.proven(lanes, "a https://good")
+        for _ in range(4):
+            lanes.put(leased("a https://good"), 0.0)
+        for number in range(2):
+            lanes.put(leased(f"b{number} https://new"), 0.0)
+        taken = Counter(key.split()[0][0] for key in self.take_all(lanes, 4))
+        assert taken == {"a": 2, "b": 2}
+
+    def test_everything_is_taken_in_the_end(self) -> None:
+        lanes = lanes_with(slots=8, max_in_flight=6)
+        expected = [leased(f"a{number % 5} https://{number % 13}") for number in range(300)]
+        for delivery in expected:
+            lanes.put(delivery, 0.0)
+        taken: list[LeasedDelivery] = []
+        under_way: list[Turn] = []
+        while len(taken) < len(expected):
+            turn = lanes.take(0.0)
+            if turn is None:
+                done = under_way.pop(0)
+                done.lane.note(Outcome.SUCCESS if len(taken) % 3 else Outcome.TIMEOUT, None, 0.0)
+                done.lane.quiet_until = 0.0
+                lanes.finish(done, 0.0)
+            else:
+                taken.append(turn.delivery)
+                under_way.append(turn)
+        assert {delivery.id for delivery in taken} == {delivery.id for delivery in expected}
+        for turn in under_way:
+            lanes.finish(turn, 0.0)
+        assert (lanes.bytes, lanes.waiting, lanes.in_flight) == (0, 0, 0)
 
 
 class TestReservations:
@@ -228,7 +301,7 @@ class TestReservations:
         turn = lanes.take(0.0)
         assert turn is not None
         assert (lanes.bytes, lanes.waiting) == (21, 2)
-        assert len(lanes.empty(turn[0])) == 2
+        assert len(lanes.empty(turn.lane)) == 2
         assert (lanes.bytes, lanes.waiting) == (7, 0)
-        lanes.finish(*turn, 0.0)
+        lanes.finish(turn, 0.0)
         assert (lanes.bytes, lanes.waiting) == (0, 0)

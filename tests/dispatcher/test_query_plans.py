@@ -18,6 +18,8 @@ from dispatcher.store.records import IdempotencyKey, LaneClaim, TaskClaim, TaskR
 from dispatcher.store.work import Renewal, TaskRelease
 from tests.support.stores import ACCOUNT, LANE, accept, lease, new_task, open_store, settle
 
+#: an index that holds only what is being worked on at this moment
+SMALL_INDEX = "ix_tasks_processing"
 #: tables that grow with traffic
 GROWING = ("tasks", "deliveries", "bodies", "attempts", "idempotency")
 
@@ -45,7 +47,7 @@ async def test_every_statement_uses_an_index(tmp_path: Path) -> None:
         statement: detail
         for statement, plan in plans.items()
         for detail in plan
-        if re.match(rf"SCAN ({'|'.join(GROWING)})\b", detail)
+        if re.match(rf"SCAN ({'|'.join(GROWING)})\b", detail) and SMALL_INDEX not in detail
     }
     assert scans == {}
     # Leasing sorts at most what it leases, never a backlog: whatever is sorted has a LIMIT of its own inside.

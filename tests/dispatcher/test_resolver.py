@@ -6,10 +6,9 @@ import asyncio
 import socket
 import struct
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address
 from typing import cast
 
 import pytest
@@ -17,48 +16,7 @@ import pytest
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
-
-A, AAAA = 1, 28
-NXDOMAIN, SERVFAIL = 3, 2
-
-
-class NameServer(asyncio.DatagramProtocol):
-    """Answers A and AAAA from `zone`; a name that starts with "hang" gets no answer, others are unknown."""
-
-    def __init__(self) -> None:
-        #: name -> addresses, or the error code to answer with
-        self.zone: dict[str, list[str] | int] = {}
-        self.ttl = 60
-        self.delay_s = 0.0
-        #: (name, record type) -> queries seen
-        self.asked: Counter[tuple[str, int]] = Counter()
-        self.address = "127.0.0.1:1"
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.DatagramTransport", transport)
-        host, port = transport.get_extra_info("sockname")
-        self.address = f"{host}:{port}"
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        labels, at = [], 12
-        while size := data[at]:
-            labels.append(data[at + 1 : at + 1 + size].decode())
-            at += 1 + size
-        name = ".".join(labels).lower()
-        kind = int.from_bytes(data[at + 1 : at + 3])
-        self.asked[name, kind] += 1
-        if name.startswith("hang"):
-            return
-        found = self.zone.get(name, NXDOMAIN)
-        code, addresses = (found, []) if isinstance(found, int) else (0, found)
-        records = [
-            struct.pack("!HHHIH", 0xC00C, kind, 1, self.ttl, len(packed)) + packed
-            for packed in (ip_address(address).packed for address in addresses)
-            if len(packed) == (4 if kind == A else 16)
-        ]
-        head = data[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(records), 0, 0)
-        answer = head + data[12 : at + 5] + b"".join(records)
-        asyncio.get_running_loop().call_later(self.delay_s, self.transport.sendto, answer, addr)
+from tests.support.dns import AAAA, NXDOMAIN, SERVFAIL, A, NameServer
 
 
 @asynccontextmanager
@@ -66,7 +24,7 @@ async def name_server(**zone: list[str] | int) -> AsyncIterator[NameServer]:
     """A running name server; `hook_example=…` fills its zone for hook.example."""
     loop = asyncio.get_running_loop()
     transport, server = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
-    server.zone = {name.replace("_", "."): found for name, found in zone.items()}
+    server.zone.update({name.replace("_", "."): found for name, found in zone.items()})
     try:
         yield server
     finally:

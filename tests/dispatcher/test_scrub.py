@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from urllib.parse import unquote
+import json
+from dataclasses import replace
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -56,6 +58,30 @@ def test_an_echo_is_taken_out_of_body_and_headers(scrubber: Scrubber, echo: str)
     for kept in (body, headers[0][1]):
         assert REDACTED in kept
         assert echo.lower() not in kept.lower()
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        json.dumps({"path": 'a/"quoted"-s3cr3t'}),
+        PATH.replace("/", r"\/"),
+        quote(PATH, safe=""),
+        quote(quote(PATH, safe=""), safe=""),
+        "".join(f"&#{ord(character)};" for character in TOKEN),
+        "".join(f"\\u{ord(character):04x}" for character in SECRET),
+        TOKEN[:30],
+        SECRET[:20],
+        TOKEN[:20] + "…",
+    ],
+)
+def test_an_echo_that_is_escaped_or_cut_is_taken_out_too(echo: str) -> None:
+    callback = replace(CALLBACK, headers=(("X-Secret", 'a/"quoted"-s3cr3t'),))
+    scrubber = Scrubber(callback, path=PATH, secret=None)
+    _, body = scrubber.answer((), f"you sent {echo} to us".encode())
+    assert body is not None
+    assert REDACTED in body
+    for rest in (TOKEN[12:20], SECRET[12:18], "s3cr3t"):
+        assert rest not in unquote(unquote(body))
 
 
 def test_what_does_not_identify_stays(scrubber: Scrubber) -> None:

@@ -152,14 +152,21 @@ async def test_what_an_answer_says(
     assert "secret in it" not in (report.record.error or "")
 
 
-@pytest.mark.parametrize(
-    ("value", "least", "most"),
-    [("120", 120, 120), (formatdate(time.time() + 90, usegmt=True), 80, 91)],
-)
-async def test_retry_after_is_read(sender: Sender, value: str, least: float, most: float) -> None:
+async def test_a_secret_that_cannot_serve_the_scheme_is_told_not_shown(sender: Sender) -> None:
+    delivery = unsigned(DELIVERY, schemes=("standard",))
+    account = replace(ACCOUNT, default_secret=Secret("not base64!"))
+    report = await sender.send(delivery, account)
+    assert report.answer.outcome is Outcome.INTERNAL_ERROR
+    assert "base64" in (report.record.error or "")
+    assert "not base64!" not in (report.record.error or "")
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+async def test_retry_after_is_read(sender: Sender, as_date: bool) -> None:
+    value = formatdate(time.time() + 90, usegmt=True) if as_date else "90"
     report, _ = await attempt(sender, httpx.Response(429, headers={"Retry-After": value}))
     assert report.answer.retry_after is not None
-    assert least <= report.answer.retry_after <= most
+    assert 80 <= report.answer.retry_after <= 91
 
 
 async def test_the_accounts_schedule_goes_before_the_installations(sender: Sender) -> None:

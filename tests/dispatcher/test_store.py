@@ -18,7 +18,15 @@ from dispatcher.retry import POISON_AFTER
 from dispatcher.store import Store, queries
 from dispatcher.store.changes import Redelivered
 from dispatcher.store.deliveries import Release
-from dispatcher.store.records import Callback, IdempotencyKey, LaneClaim, Replayed, TaskClaim, TaskReport
+from dispatcher.store.records import (
+    Callback,
+    IdempotencyKey,
+    LaneClaim,
+    LeasedDelivery,
+    Replayed,
+    TaskClaim,
+    TaskReport,
+)
 from dispatcher.store.tables import attempts, deliveries, tasks
 from dispatcher.store.work import TaskRelease
 from subscriptions.secrets import Secret
@@ -37,6 +45,13 @@ async def delivery_row(store: Store, delivery_id: str) -> sa.RowMapping:
     async with store.database.read() as connection:
         rows = await connection.execute(sa.select(deliveries).where(deliveries.c.id == delivery_id))
         return rows.mappings().one()
+
+
+async def lease_soon(store: Store) -> list[LeasedDelivery]:
+    """Lease what waits in the lane, however long it still had to wait."""
+    async with store.database.write() as connection:
+        await connection.execute(sa.update(deliveries).where(deliveries.c.due_at.is_not(None)).values(due_at=0))
+    return await lease(store)
 
 
 async def state_of(store: Store, delivery_id: str) -> str:
@@ -97,6 +112,13 @@ async def test_lanes_are_leased_side_by_side_up_to_their_limits(store: Store) ->
     by_lane = {claim.lane: sum(leased.lane == claim.lane for leased in batch.deliveries) for claim in claims}
     assert list(by_lane.values()) == [2, 5, 5]
     assert [batch.next_due[claim.lane] is None for claim in claims] == [False, True, True]
+
+
+async def test_due_lanes_pass_over_lanes_that_wait_for_results(store: Store) -> None:
+    waiting = [f"https://{number:02}.example.com" for number in range(5)]
+    await accept(store, *(new_task(origin=origin, task_type="slow") for origin in waiting))
+    await accept(store, new_task(origin="https://z.example.com"))
+    assert await store.due_lanes(after="", limit=2) == {f"{ACCOUNT} https://z.example.com": 0.0}
 
 
 async def test_due_lanes_hops_over_what_waits_in_them(store: Store) -> None:
@@ -161,7 +183,7 @@ class TestInterruption:
     async def test_ten_in_a_row_end_it(self, store: Store) -> None:
         await accept(store, new_task())
         for attempt in range(1, POISON_AFTER + 1):
-            [leased] = await lease(store)
+            [leased] = await lease_soon(store)
             assert leased.attempt == attempt
             await store.interrupt([leased.id])
         assert await lease(store) == []
@@ -172,12 +194,33 @@ class TestInterruption:
     async def test_an_answer_in_between_begins_the_count_anew(self, store: Store) -> None:
         await accept(store, new_task())
         for number in range(2 * POISON_AFTER - 1):
-            [leased] = await lease(store)
+            [leased] = await lease_soon(store)
             if number == POISON_AFTER - 1:
                 await settle(store, leased, Outcome.HTTP_ERROR, 500)
             else:
                 await store.interrupt([leased.id])
         assert await state_of(store, leased.id) == DeliveryState.PENDING
+
+    async def test_a_suspect_waits_apart_longer_each_time(self, store: Store) -> None:
+        await accept(store, new_task())
+        waits = []
+        for _ in range(POISON_AFTER - 1):
+            [leased] = await lease_soon(store)
+            await store.interrupt([leased.id])
+            waits.append((await store.due_lanes(after="", limit=1))[LANE])
+        assert waits[:2] == [0.0, 0.0]
+        assert all(0.5 < wait < 210 for wait in waits[2:])
+        assert waits[-1] > waits[2]
+
+    async def test_more_leases_than_one_statement_can_name_are_freed(self, tmp_path: Path) -> None:
+        async with open_store(tmp_path / "data") as dead:
+            await accept(dead, *(new_task(handed_off=True) for _ in range(500)))
+            async with open_store(tmp_path / "data", alone=True) as store:
+                freed = 0
+                while step := await store.reap():
+                    freed += step
+                assert freed == 500
+                assert await reconciled(store) == {"accepted": 500, "pending": 500}
 
     async def test_unknown_leases_are_told(self, store: Store) -> None:
         task, other = new_task(handed_off=True), new_task(handed_off=True)
@@ -392,7 +435,7 @@ class TestWork:
             )
         assert await store.reap() == 1
         [again] = await store.lease_tasks(claim)
-        assert (again.attempt, again.failures) == (2, 1)
+        assert (again.attempt, again.failures, again.interruptions) == (2, 0, 1)
 
     async def test_another_accounts_tasks_are_not_leased(self, store: Store) -> None:
         await accept(store, new_task(task_type="far"))

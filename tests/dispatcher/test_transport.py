@@ -12,8 +12,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Network, ip_address
-from typing import cast
+from ipaddress import IPv4Network
 
 import pytest
 import trustme
@@ -24,6 +23,7 @@ from dispatcher.delivery.transport import MAX_BODY_BYTES, HttpxTransport, Reques
 from dispatcher.egress import EgressPolicy, parse
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
+from tests.support.dns import NameServer, Zone
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SECRET = "/s3cret"
@@ -91,33 +91,6 @@ async def endpoint(
         await asyncio.sleep(0.01)
 
 
-class NameServer(asyncio.DatagramProtocol):
-    """Answers A and AAAA queries from `zone`; unknown names do not exist, and "hang…" gets no answer."""
-
-    def __init__(self, zone: dict[str, list[str]]) -> None:
-        self.zone = zone
-        self.asked: list[str] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.DatagramTransport", transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        labels, at = [], 12
-        while size := data[at]:
-            labels.append(data[at + 1 : at + 1 + size].decode())
-            at += 1 + size
-        name, kind = ".".join(labels).lower(), int.from_bytes(data[at + 1 : at + 3])
-        self.asked.append(name)
-        if name.startswith("hang"):
-            return
-        packed = [ip_address(address).packed for address in self.zone.get(name, [])]
-        records = [
-            struct.pack("!HHHIH", 0xC00C, kind, 1, 60, len(a)) + a for a in packed if len(a) == (4 if kind == 1 else 16)
-        ]
-        head = data[:2] + struct.pack("!HHHHH", 0x8180 if name in self.zone else 0x8183, 1, len(records), 0, 0)
-        self.transport.sendto(head + data[12 : at + 5] + b"".join(records), addr)
-
-
 class Sending:
     """A transport with what is around it."""
 
@@ -153,14 +126,14 @@ class Sending:
 async def sending(
     *,
     policy: EgressPolicy | None = None,
-    zone: dict[str, list[str]] | None = None,
+    zone: Zone | None = None,
     ca: trustme.CA | None = None,
     proxy: str | None = None,
     max_idle: int = 512,
     idle_s: float = 30.0,
 ) -> AsyncIterator[Sending]:
     loop = asyncio.get_running_loop()
-    udp, names = await loop.create_datagram_endpoint(lambda: NameServer(zone or {}), local_addr=("127.0.0.1", 0))
+    udp, names = await loop.create_datagram_endpoint(lambda: NameServer(zone), local_addr=("127.0.0.1", 0))
     resolver = Resolver(nameservers=[f"127.0.0.1:{udp.get_extra_info('sockname')[1]}"], timeout=2)
     context = ssl.create_default_context()
     if ca is not None:
@@ -840,7 +813,7 @@ async def test_an_egress_proxy_sees_the_name_but_no_path() -> None:
     ):
         for _ in range(2):
             assert (await client.post(f"https://hook.example/a%2F..{SECRET}")).status == 200
-        assert client.names.asked == []
+        assert not client.names.asked
         await client.fails(f"https://10.0.0.1{SECRET}", Outcome.EGRESS_REFUSED)
         await client.fails(f"http://hook.example{SECRET}", Outcome.EGRESS_REFUSED)
     assert len(heads) == server.connections == 1
@@ -854,7 +827,7 @@ async def test_an_egress_proxy_sees_the_name_but_no_path() -> None:
 async def test_plain_http_over_an_egress_proxy_keeps_the_path_as_given() -> None:
     async with egress_proxy(0) as (port, heads), sending(proxy=f"http://127.0.0.1:{port}") as client:
         assert (await client.post("http://hook.example/a%2F../b?c")).status == 200
-        assert client.names.asked == []
+        assert not client.names.asked
     assert heads[0].startswith(b"POST http://hook.example/a%2F../b?c HTTP/1.1\r\n")
 
 

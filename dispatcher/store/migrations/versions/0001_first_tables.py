@@ -84,8 +84,8 @@ def upgrade() -> None:
             "ix_deliveries_due",
             ["lane", "due_at"],
             unique=False,
-            sqlite_where=sa.text("state = 'pending'"),
-            postgresql_where=sa.text("state = 'pending'"),
+            sqlite_where=sa.text("state = 'pending' AND due_at IS NOT NULL"),
+            postgresql_where=sa.text("state = 'pending' AND due_at IS NOT NULL"),
         )
         batch_op.create_index(
             "ix_deliveries_live",
@@ -149,6 +149,7 @@ def upgrade() -> None:
         sa.Column("due_at", sa.BigInteger(), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("interruptions", sa.Integer(), nullable=False),
         sa.Column("session", sa.String(length=32), nullable=True),
         sa.Column("lease_until", sa.BigInteger(), nullable=True),
         sa.Column("callback_url", sa.LargeBinary(), nullable=True),

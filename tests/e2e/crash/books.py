@@ -1,0 +1,84 @@
+"""What the database file says, read by nothing but sqlite3, while the dispatcher is down or beside it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+LIVE = ("pending", "leased", "held")
+
+#: a delivery and the number of an attempt: one request, at most
+Sending = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """The database at one moment."""
+
+    #: state by task
+    tasks: dict[str, str]
+    #: state by delivery
+    deliveries: dict[str, str]
+    #: number of the last attempt by delivery
+    attempts: dict[str, int]
+    #: what was being sent, or waited in memory to be
+    leased: frozenset[Sending]
+    #: the most that any one delivery was interrupted in a row
+    most_interruptions: int
+    #: the most tries that any one task lost
+    most_lost_tries: int
+    #: `accepted`, and deliveries by their final state, as they were counted one by one
+    ledger: dict[str, int]
+
+    @property
+    def counted(self) -> dict[str, int]:
+        """The ledger, counted anew from the rows of deliveries."""
+        return {"accepted": len(self.deliveries), **Counter(self.deliveries.values())}
+
+    def check(self) -> None:
+        """The ledger must reconcile, whenever one looks."""
+        final = {state: number for state, number in self.counted.items() if state not in LIVE}
+        assert final == self.ledger, f"rows say {final}, the ledger {self.ledger}"
+
+    @classmethod
+    def read(cls, file: Path) -> Books:
+        """Read them. Nothing is written, not even what a dead process left in the log."""
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+            connection.execute("BEGIN")
+            rows = connection.execute("SELECT id, state, attempt, repeats, last_outcome FROM deliveries").fetchall()
+            ledger = connection.execute("SELECT state, sum(count) FROM ledger GROUP BY state")
+            return cls(
+                tasks=dict(connection.execute("SELECT id, state FROM tasks")),
+                deliveries={row[0]: row[1] for row in rows},
+                attempts={row[0]: row[2] for row in rows},
+                leased=frozenset((row[0], row[2]) for row in rows if row[1] == "leased"),
+                most_interruptions=max((row[3] for row in rows if row[4] == "interrupted"), default=0),
+                most_lost_tries=max((row[0] for row in connection.execute("SELECT failures FROM tasks")), default=0),
+                ledger={state: number for state, number in ledger if number},
+            )
+
+
+def outcomes(file: Path) -> dict[Sending, str]:
+    """Every attempt on record."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+        rows = connection.execute("SELECT delivery_id, number, outcome FROM attempts")
+        return {(delivery, number): outcome for delivery, number, outcome in rows}
+
+
+def remains(file: Path) -> dict[str, int]:
+    """What there must be none of once everything is delivered."""
+    questions = {
+        "callback URLs": "SELECT count(*) FROM tasks WHERE callback_url IS NOT NULL",
+        "sessions but the last": "SELECT count(*) - 1 FROM sessions",
+        "tasks with a lease": "SELECT count(*) FROM tasks WHERE session IS NOT NULL OR due_at IS NOT NULL",
+        "deliveries with a lease": "SELECT count(*) FROM deliveries WHERE session IS NOT NULL OR due_at IS NOT NULL",
+        "deliveries without a task": "SELECT count(*) FROM deliveries WHERE task_id NOT IN (SELECT id FROM tasks)",
+        "deliveries without a body": "SELECT count(*) FROM deliveries WHERE body_id NOT IN (SELECT id FROM bodies)",
+        "second deliveries": "SELECT count(*) - count(DISTINCT task_id) FROM deliveries",
+    }
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {name: connection.execute(question).fetchone()[0] for name, question in questions.items()}

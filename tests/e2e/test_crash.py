@@ -1,0 +1,429 @@
+"""kill -9 at every moment: nothing that was answered 202 is lost, and duplicates stay within what was in flight.
+
+The real dispatcher runs as a process of its own. It is killed at random moments, and at each stage of a task's and
+a delivery's way (tests/e2e/crash/stages.py), while clients go on to submit. What came out is held against four
+witnesses that share no code: what the clients were answered, what the receivers got, what the API says, and what
+sqlite3 reads from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import httpx
+import pytest
+
+from tests.e2e.crash import books
+from tests.e2e.crash.books import Books, Sending
+from tests.e2e.crash.clients import Clients
+from tests.e2e.crash.orders import OrderBook, Submission
+from tests.e2e.crash.stages import COUNT, GAUGE, STAGE, WITNESS, Gauge, Stage
+from tests.support.receiver import Received, Receiver, Reply
+from tests.support.server import Server, until
+
+SEED = 20_260
+CLIENTS = 8
+#: one lane each
+RECEIVERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+
+#: tasks of one round: so many alone, so many in batches
+SINGLE, BATCHES, IN_BATCH = 50, 3, 15
+
+#: seconds for a stage to be passed often enough
+REACHED_WITHIN = 20.0
+#: seconds for all that is left when the killing is over
+SETTLED_WITHIN = 30.0
+
+#: what each round ends with: the n-th passage of a stage, or (None) a random moment after n requests were received
+ROUNDS: tuple[tuple[Stage | None, int], ...] = (
+    (None, 40),
+    (Stage.INSERTED, 4),
+    (Stage.CONNECTED, 3),
+    (Stage.SENT, 25),
+    (None, 60),
+    (Stage.ACCEPTED, 20),
+    (Stage.ANSWERED, 30),
+    (Stage.TASK_LEASED, 1),
+    (Stage.SETTLE, 40),
+    (None, 20),
+    (Stage.SETTLING, 4),
+    (Stage.TASK_DONE, 8),
+    (Stage.REAPING, 1),
+    (Stage.LEASED, 3),
+    (None, 80),
+    (Stage.SETTLED, 30),
+    (Stage.TASK_SETTLING, 2),
+    (Stage.COMMITTING, 3),
+    (Stage.TASK_SETTLED, 8),
+    (None, 30),
+    (Stage.SENT, 60),
+    (Stage.COMMITTING, 5),
+    (Stage.ANSWERED, 60),
+    (None, 1),
+    (Stage.INSERTED, 1),
+    (Stage.SETTLING, 1),
+    (None, 50),
+    (Stage.LEASED, 1),
+)
+
+#: stages that are reached with these requests on the wire, or before they are
+ON_THE_WIRE = {Stage.SENT, Stage.ANSWERED, Stage.SETTLE, Stage.SETTLING, Stage.SETTLED}
+BEFORE_THE_WIRE = {Stage.LEASED, Stage.CONNECTED}
+#: where they stand in the file
+STATE_OF_TASKS = {
+    Stage.TASK_LEASED: "processing",
+    Stage.TASK_DONE: "processing",
+    Stage.TASK_SETTLING: "processing",
+    Stage.TASK_SETTLED: "succeeded",
+}
+
+
+def status_of(sending: Sending) -> int:
+    """What the receiver answers: one in twenty of the first three attempts fails."""
+    delivery, attempt = sending
+    return 503 if attempt <= 3 and crc32(f"{delivery}/{attempt}".encode()) % 20 == 0 else 200
+
+
+def _answer(request: Received) -> Reply:
+    milliseconds = 2 + crc32(request.body) % 30
+    return Reply(status=status_of(_sending(request)), delay=milliseconds / 1000)
+
+
+def _sending(request: Received) -> Sending:
+    return request.delivery, request.attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """One kill -9, and what it left."""
+
+    stage: Stage | None
+    #: requests that had begun and were not settled, as the process itself counted them
+    in_flight: int
+    #: leases that ended with this process, whether their request was sent or not
+    leased: frozenset[Sending]
+    #: deliveries whose 202 had been read by a client
+    answered: int
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """A dispatcher that is killed again and again, with its clients and receivers."""
+
+    server: Server
+    clients: Clients
+    receivers: list[Receiver]
+    witness: Path
+    gauge: Path
+    monkeypatch: pytest.MonkeyPatch
+    #: the first process's token; the later ones must take it, too
+    authorization: dict[str, str] = field(default_factory=dict)
+    kills: list[Kill] = field(default_factory=list)
+    most_interruptions: int = 0
+    most_lost_tries: int = 0
+
+    @property
+    def file(self) -> Path:
+        return self.server.data_dir / "dispatcher.db"
+
+    def received(self) -> list[Received]:
+        return [request for receiver in self.receivers for request in list(receiver.received)]
+
+    def start(self, stage: Stage | None = None, count: int = 1) -> None:
+        self.witness.unlink(missing_ok=True)
+        self.monkeypatch.setenv(STAGE, stage or "")
+        self.monkeypatch.setenv(COUNT, str(count))
+        if stage is Stage.REAPING:
+            with pytest.raises(AssertionError, match="did not start"):
+                self.server.start()
+            return
+        self.server.start()
+        self.authorization = self.authorization or self.server.authorization
+        self.clients.connect(self.server.url, self.authorization)
+
+    def come_to_rest(self) -> dict[str, Any]:
+        """Let everything be answered and delivered. Answers the ledger."""
+        self.start()
+        self.clients.wait_until_answered(within=SETTLED_WITHIN)
+        with self.server.client() as client:
+
+            def at_rest() -> dict[str, Any] | None:
+                ledger: dict[str, Any] = client.get("/ledger").json()
+                assert ledger["reconciles"], ledger
+                return None if any(ledger[state] for state in books.LIVE) else ledger
+
+            ledger: dict[str, Any] = until(at_rest, within=SETTLED_WITHIN, every=0.1)
+        return ledger
+
+    def kill_at_random(self, work: list[Submission], received: int, chance: random.Random) -> None:
+        """kill -9 from outside, a moment after so many requests more were received.
+
+        Before, what is left of earlier rounds comes to its end: ten interruptions in a row would end a delivery
+        for good (`poison`), and that is not what is examined here.
+        """
+        self.come_to_rest()
+        before = len(self.received())
+        self.clients.submit(work)
+        until(lambda: len(self.received()) >= before + received, within=REACHED_WITHIN)
+        time.sleep(chance.uniform(0, 0.05))
+        assert self.server.running
+        self.server.kill()
+        self._take_stock(None, {})
+
+    def kill_at(self, work: list[Submission], stage: Stage, count: int) -> None:
+        """Let the process end itself at this passage of this stage."""
+        self.clients.submit(work)
+        self.start(stage, count)
+        try:
+            until(lambda: not self.server.running, within=REACHED_WITHIN)
+        except AssertionError:
+            pytest.fail(f"passage {count} of {stage!r} was not reached")
+        self.server.wait()
+        witness = json.loads(self.witness.read_text())
+        assert witness["stage"] == stage
+        self._take_stock(stage, witness)
+
+    def _take_stock(self, stage: Stage | None, witness: dict[str, Any]) -> None:
+        assert self.server.process is not None
+        assert self.server.process.returncode == -signal.SIGKILL
+        self.clients.disconnect()
+        promised = list(self.clients.accepted.values())
+        found = Books.read(self.file)
+        found.check()
+        lost = [accepted.task_id for accepted in promised if accepted.task_id not in found.tasks]
+        assert not lost, f"answered 202, and not on disk after a kill {stage}: {lost}"
+        if stage is not None:
+            self._check_stage(stage, witness, found)
+        earlier = frozenset[Sending]().union(*(kill.leased for kill in self.kills))
+        self.kills.append(
+            Kill(
+                stage=stage,
+                in_flight=Gauge.read(self.gauge),
+                leased=found.leased - earlier,
+                answered=len(promised),
+            )
+        )
+        self.most_interruptions = max(self.most_interruptions, found.most_interruptions)
+        self.most_lost_tries = max(self.most_lost_tries, found.most_lost_tries)
+
+    def _check_stage(self, stage: Stage, witness: dict[str, Any], found: Books) -> None:
+        """The process died where it was meant to: the file and the receivers say so."""
+        tasks = witness.get("tasks", [])
+        sendings = {(delivery, attempt) for delivery, attempt in witness.get("deliveries", [])}
+        stored = [task in found.tasks for task in tasks]
+        if stage is Stage.INSERTED:
+            assert not any(stored)
+        elif stage is Stage.COMMITTING:
+            assert len(set(stored)) == 1, "half a batch was committed"
+        elif stage is Stage.ACCEPTED:
+            assert all(stored)
+        if stage in STATE_OF_TASKS:
+            assert {found.tasks[task] for task in tasks} == {STATE_OF_TASKS[stage]}
+        if stage in ON_THE_WIRE:
+            until(lambda: sendings <= {_sending(request) for request in self.received()}, within=5)
+        elif stage in BEFORE_THE_WIRE:
+            assert not sendings & {_sending(request) for request in self.received()}
+        if stage is Stage.SETTLED:
+            assert not sendings & found.leased
+        else:
+            assert sendings <= found.leased
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A dispatcher that was not started yet, three receivers, and clients with nothing to do."""
+    witness, gauge = tmp_path / "witness.json", tmp_path / "in-flight"
+    monkeypatch.setenv(WITNESS, str(witness))
+    monkeypatch.setenv(GAUGE, str(gauge))
+    with ExitStack() as stack:
+        scene = Scene(
+            server=Server(
+                tmp_path / "data",
+                settings={
+                    "retry_schedule": "[0.2, 0.5, 1, 1, 1, 1, 1, 1]",
+                    "send_timeout": "5",
+                    "log_level": "warning",
+                },
+                options=("--processors", "tests.e2e.crash.processors"),
+                launcher=("-m", "tests.e2e.crash.launcher"),
+            ),
+            clients=stack.enter_context(Clients(CLIENTS)),
+            receivers=[stack.enter_context(Receiver(_answer, host=host)) for host in RECEIVERS],
+            witness=witness,
+            gauge=gauge,
+            monkeypatch=monkeypatch,
+        )
+        yield scene
+        if scene.server.running:
+            scene.server.kill()
+
+
+@pytest.mark.timeout(150)
+def test_kill_9_loses_nothing(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    chance = random.Random(SEED)
+    orders = OrderBook(SEED, [receiver.url for receiver in scene.receivers])
+
+    for stage, count in ROUNDS:
+        work = orders.submissions(single=SINGLE, batches=BATCHES, in_batch=IN_BATCH)
+        if stage is None:
+            scene.kill_at_random(work, count, chance)
+        else:
+            scene.kill_at(work, stage, count)
+    ledger = scene.come_to_rest()
+    tasks = len(ROUNDS) * (SINGLE + BATCHES * IN_BATCH)
+    assert {name: value for name, value in ledger.items() if value} == {
+        "accepted": tasks,
+        "delivered": tasks,
+        "reconciles": True,
+    }
+    with scene.server.client() as client:
+        _check_api(client, scene)
+    assert scene.server.stop() == 0
+
+    figures = _check_everything(scene, tasks)
+    figures["seconds"] = f"{time.monotonic() - started:.0f}"
+    with capsys.disabled():
+        print("\n" + _table(scene, figures))
+
+
+def _check_api(client: httpx.Client, scene: Scene) -> None:
+    """The fate of every task can be asked for: the lists have each of them once, and no other."""
+    accepted = scene.clients.accepted
+    deliveries = list(_pages(client, "/deliveries"))
+    assert sorted(item["id"] for item in deliveries) == sorted(accepted)
+    assert {item["state"] for item in deliveries} == {"delivered"}
+    tasks = {item["id"]: item for item in _pages(client, "/tasks")}
+    assert tasks.keys() == {entry.task_id for entry in accepted.values()}
+    assert {item["state"] for item in tasks.values()} == {"succeeded"}
+    for entry in list(accepted.values())[::50]:
+        assert tasks[entry.task_id]["delivery_id"] == entry.delivery_id
+        shown = client.get(f"/deliveries/{entry.delivery_id}").json()
+        assert shown["task_id"] == entry.task_id
+        assert shown["attempts"][-1]["outcome"] == "success"
+
+
+def _pages(client: httpx.Client, route: str) -> Iterator[dict[str, Any]]:
+    cursor: str | None = None
+    for _ in range(1_000):
+        page = client.get(route, params={"limit": 200, **({"cursor": cursor} if cursor else {})}).json()
+        yield from page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+    pytest.fail(f"{route} has no last page")
+
+
+def _check_everything(scene: Scene, tasks: int) -> dict[str, object]:
+    """Hold clients, receivers and the file against each other. Answers the figures."""
+    accepted = scene.clients.accepted
+    received = scene.received()
+    found = Books.read(scene.file)
+    found.check()
+    assert found.counted == {"accepted": tasks, "delivered": tasks}
+    assert found.deliveries.keys() == accepted.keys()
+    assert not any(books.remains(scene.file).values()), books.remains(scene.file)
+    assert '"level": "error"' not in scene.server.log.read_text()
+
+    bodies: dict[str, set[bytes]] = {}
+    for request in received:
+        entry = accepted.get(request.delivery)
+        assert entry is not None, "a delivery that nobody was promised"
+        assert f"http://{request.header('Host')}{request.target}" == entry.order.origin + entry.order.path
+        assert entry.order.is_answered_by(request.body, entry.task_id), request.body[:200]
+        bodies.setdefault(request.delivery, set()).add(request.body)
+    assert bodies.keys() == accepted.keys()
+    assert {len(variants) for variants in bodies.values()} == {1}, "a repetition has other bytes"
+
+    outcomes = books.outcomes(scene.file)
+    _check_attempts([_sending(request) for request in received], outcomes, found)
+    arrived = {_sending(request) for request in received if status_of(_sending(request)) == 200}
+    settled = {sending for sending, outcome in outcomes.items() if outcome == "success"}
+    assert sorted(delivery for delivery, _ in settled) == sorted(accepted), "settled as delivered once each"
+    repeated = arrived - settled
+    # A fencing token is given once, so a repetition belongs to the one kill that ended its lease.
+    by_kill = [len(repeated & kill.leased) for kill in scene.kills]
+    assert sum(by_kill) == len(repeated), "a repetition that no kill explains"
+    for kill, duplicates in zip(scene.kills, by_kill, strict=True):
+        assert duplicates <= kill.in_flight, kill
+    assert len(scene.kills) >= 20
+    assert {kill.stage for kill in scene.kills} >= {None, *Stage} - {Stage.KEYRING, Stage.INSTALLING}
+    return {
+        "tasks": len(accepted),
+        "requests": scene.clients.requests,
+        "broken off": scene.clients.unanswered,
+        "replayed": scene.clients.replayed,
+        "kills": len(scene.kills),
+        "received": len(received),
+        "failed": sum(status_of(_sending(request)) != 200 for request in received),
+        "interrupted": sum(outcome == "interrupted" for outcome in outcomes.values()),
+        "in flight": sum(kill.in_flight for kill in scene.kills),
+        "duplicates": len(repeated),
+        "by kill": by_kill,
+        "lost": tasks - len(settled),
+    }
+
+
+def _check_attempts(received: list[Sending], outcomes: dict[Sending, str], found: Books) -> None:
+    """Each request was one attempt, and each attempt is on record."""
+    arrived = set(received)
+    assert len(received) == len(arrived), "one attempt was sent twice"
+    assert arrived <= outcomes.keys()
+    for sending, outcome in outcomes.items():
+        answered = "success" if status_of(sending) == 200 else "http_error"
+        assert outcome in ({"interrupted", answered} if sending in arrived else {"interrupted"}), sending
+    assert Counter(delivery for delivery, _ in outcomes) == found.attempts
+    assert all(1 <= number <= found.attempts[delivery] for delivery, number in outcomes)
+
+
+def _table(scene: Scene, figures: dict[str, Any]) -> str:
+    """The figures, as docs/reliability.md shows them."""
+    lines = ["kill -9 at            kills  in flight  leases ended  duplicates"]
+    rows: dict[str, Counter[str]] = {}
+    for kill, duplicates in zip(scene.kills, figures["by kill"], strict=True):
+        row = rows.setdefault(kill.stage or "a random moment", Counter())
+        row.update(kills=1, flying=kill.in_flight, leases=len(kill.leased), duplicates=duplicates)
+    rows["all"] = Counter()
+    for row in [row for name, row in rows.items() if name != "all"]:
+        rows["all"].update(row)
+    for name, row in rows.items():
+        lines.append(f"{name:<22}{row['kills']:>5}{row['flying']:>11}{row['leases']:>14}{row['duplicates']:>12}")
+    lines += [
+        "",
+        f"tasks accepted         {figures['tasks']:>6}   by {figures['requests']} requests of {CLIENTS} clients; "
+        f"{figures['broken off']} broke off unanswered, {figures['replayed']} of them had been stored",
+        f"deliveries delivered   {figures['tasks'] - figures['lost']:>6}   lost: {figures['lost']}",
+        f"requests received      {figures['received']:>6}   {figures['failed']} answered 503 on purpose, "
+        f"{figures['duplicates']} duplicates",
+        f"attempts interrupted   {figures['interrupted']:>6}   at most {scene.most_interruptions} in a row for one "
+        f"delivery; at most {scene.most_lost_tries} tries lost by one task",
+        f"seconds                {figures['seconds']:>6}",
+    ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("stage", [Stage.KEYRING, Stage.INSTALLING])
+def test_a_first_start_that_was_killed_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    monkeypatch.setenv(WITNESS, str(tmp_path / "witness.json"))
+    monkeypatch.setenv(GAUGE, str(tmp_path / "in-flight"))
+    monkeypatch.setenv(STAGE, stage)
+    server = Server(tmp_path / "data", launcher=("-m", "tests.e2e.crash.launcher"))
+    with pytest.raises(AssertionError, match="did not start"):
+        server.start()
+    assert json.loads((tmp_path / "witness.json").read_text())["stage"] == stage
+
+    monkeypatch.setenv(STAGE, "")
+    with server, server.client() as client:
+        assert client.get("/ledger").json()["reconciles"]
