@@ -83,7 +83,7 @@ def _content(message: Message) -> bytes:
 
 def _envelope(message: Message) -> bytes:
     payload = msgspec.Raw(message.payload)
-    time = _rfc3339(message.created_at_ms)
+    time = rfc3339(message.created_at_ms)
     if message.task_id is None:
         return msgspec.json.encode({"type": message.type, "timestamp": time, "data": payload})
     failed = message.status is TaskState.FAILED
@@ -104,7 +104,7 @@ def _attributes(message: Message, source: str) -> dict[str, object]:
         "id": message.wire_id,
         "source": source,
         "type": message.type,
-        "time": _rfc3339(message.created_at_ms),
+        "time": rfc3339(message.created_at_ms),
     }
     if message.subject:
         attributes["subject"] = message.subject
@@ -121,6 +121,7 @@ def _header_value(value: object) -> str:
     )
 
 
-def _rfc3339(unix_ms: int) -> str:
+def rfc3339(unix_ms: int) -> str:
+    """Unix milliseconds as text, in UTC (RFC 3339)."""
     moment = _EPOCH + timedelta(milliseconds=unix_ms)
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"

@@ -6,8 +6,8 @@ import asyncio
 import getpass
 import json
 import sys
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,17 +22,13 @@ from rich.text import Text
 from dispatcher import logs, tokens
 from dispatcher.config import Settings, load, unknown_variables
 from dispatcher.errors import ConfigError, DispatcherError
-from dispatcher.installation import is_made, open_installation
+from dispatcher.installation import Installation, is_made, open_installation
 from dispatcher.server import serve as run_server
 from dispatcher.store import accounts
 
 T = TypeVar("T")
 
-app = typer.Typer(
-    help="Accepts tasks, delivers signed webhooks, and loses nothing it accepted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 token_app = typer.Typer(
     help="API tokens: make, list and revoke them. Works while the server runs.", no_args_is_help=True
 )
@@ -104,9 +100,7 @@ def create_token(
         _warn(f"there was no installation in {settings.data_dir}; this makes a new one")
 
     async def make() -> str:
-        async with AsyncExitStack() as stack:
-            installation = await open_installation(settings)
-            stack.push_async_callback(installation.database.close)
+        async with _opened(settings) as installation:
             return await tokens.issue(
                 installation,
                 account=account,
@@ -128,9 +122,7 @@ def list_tokens(
     """List tokens: who they speak for, what they allow, and whether they are still good. Never the tokens."""
 
     async def read(settings: Settings) -> list[accounts.Token]:
-        async with AsyncExitStack() as stack:
-            installation = await open_installation(settings)
-            stack.push_async_callback(installation.database.close)
+        async with _opened(settings) as installation:
             return await accounts.list_tokens(installation.database, account)
 
     found = _run(read(_settings(data_dir=data_dir)))
@@ -160,9 +152,7 @@ def revoke_token(
     """Revoke a token. Servers refuse it within two seconds."""
 
     async def revoke(settings: Settings) -> accounts.Token | None:
-        async with AsyncExitStack() as stack:
-            installation = await open_installation(settings)
-            stack.push_async_callback(installation.database.close)
+        async with _opened(settings) as installation:
             return await accounts.revoke_token(installation.database, jti, actor=_actor())
 
     if _run(revoke(_settings(data_dir=data_dir))) is None:
@@ -180,6 +170,15 @@ def _settings(**options: Any) -> Settings:
         return load(**options)
     except ConfigError as exc:
         _fail(str(exc))
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Installation]:
+    installation = await open_installation(settings)
+    try:
+        yield installation
+    finally:
+        await installation.database.close()
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -27,6 +27,10 @@ from dispatcher.errors import ConfigError
 
 #: longest time that a retry schedule may wait between two tries, seconds
 MAX_RETRY_DELAY = 7 * 24 * 3600
+#: delays in a retry schedule
+MAX_RETRIES = 50
+#: longest time that one try at a task may be given, seconds
+MAX_TASK_TIMEOUT = 24 * 3600
 #: how much of a lease must be left beyond a send's deadline for it to start, seconds
 LEASE_MARGIN = 5.0
 
@@ -72,7 +76,7 @@ class Settings(BaseSettings):
     #: total deadline of one attempt: DNS, connect, TLS, sending and reading, seconds
     send_timeout: float = Field(default=15.0, gt=0, le=60)
     #: requests in their first half second at the same time; slower ones stop counting
-    send_slots: int = Field(default=256, ge=1)
+    send_slots: int = Field(default=512, ge=1)
     #: requests in flight at the same time, slow ones too
     max_in_flight: int = Field(default=4096, ge=1)
     #: requests in flight at the same time for one lane
@@ -97,7 +101,7 @@ class Settings(BaseSettings):
     deny_hosts: Words = ()
     #: networks that are refused although they are public
     deny_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
-    #: http:// URL of an egress proxy; then the proxy is the guard of addresses
+    #: http:// or https:// URL of an egress proxy; then the proxy is the guard of addresses
     egress_proxy: str | None = None
     #: name servers to ask instead of the system's, as `address` or `address:port`
     nameservers: Words = ()
@@ -147,15 +151,15 @@ class Settings(BaseSettings):
     @field_validator("retry_schedule")
     @classmethod
     def _schedule(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(value) > 50 or not all(0 < delay <= MAX_RETRY_DELAY for delay in value):
-            raise ValueError("give at most 50 delays, each more than 0 and at most 7 days, in seconds")
+        if len(value) > MAX_RETRIES or not all(0 < delay <= MAX_RETRY_DELAY for delay in value):
+            raise ValueError(f"give at most {MAX_RETRIES} delays, each more than 0 and at most 7 days, in seconds")
         return value
 
     @field_validator("external_processors")
     @classmethod
     def _external(cls, value: Mapping[str, float]) -> Mapping[str, float]:
-        if not all(0 < seconds <= 86400 for seconds in value.values()):
-            raise ValueError("give each type more than 0 and at most 86400 seconds")
+        if not all(0 < seconds <= MAX_TASK_TIMEOUT for seconds in value.values()):
+            raise ValueError(f"give each type more than 0 and at most {MAX_TASK_TIMEOUT} seconds")
         return value
 
     @model_validator(mode="after")
@@ -201,11 +205,7 @@ def load(**options: Any) -> Settings:
 def unknown_variables() -> list[str]:
     """Variables of the environment that look like settings but are none: misspelt, most likely."""
     known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields} | {"DISPATCHER_CONFIG"}
-    return sorted(
-        name
-        for name in os.environ
-        if name.startswith("DISPATCHER_") and name.upper() not in known and not name.startswith("DISPATCHER_TEST_")
-    )
+    return sorted(name for name in os.environ if name.startswith("DISPATCHER_") and name.upper() not in known)
 
 
 def _key(loc: tuple[int | str, ...]) -> str:

@@ -1,8 +1,9 @@
-"""One installation on disk: data directory, keyring, database, and the lock of the process that serves it.
+"""One installation on disk: data directory, keyring, database, and the locks on them.
 
 data_dir/
 ├── dispatcher.db   the embedded database (SQLite, with its -wal and -shm files)
 ├── keyring.json    the keys that encrypt secrets and callback URLs, and sign API tokens (mode 0600)
+├── setup.lock      held while one process opens the installation, and makes what is missing
 └── serve.lock      held by the one process that owns the embedded database
 """
 
@@ -116,7 +117,7 @@ def _make(data_dir: Path) -> None:
 
 
 def _restrict(file: Path) -> None:
-    """Make the database readable by its owner only; SQLite gives its other files the same mode."""
+    """Make a new database file readable by its owner only; SQLite gives its other files the same mode."""
     file.touch(mode=0o600, exist_ok=True)
 
 

@@ -8,26 +8,28 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import structlog
 import uvicorn
 
 from dispatcher import tokens
+from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
 from dispatcher.config import Settings
-from dispatcher.delivery.engine import AccountCache, Engine
+from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.egress import EgressPolicy
-from dispatcher.errors import ConfigError, DispatcherError, EgressRefused
+from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.installation import Installation, open_installation, sole_server
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
-from dispatcher.processors.registry import load
+from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store
 
 log = structlog.get_logger(__name__)
@@ -38,7 +40,7 @@ DEV_ACCOUNT = "dev"
 
 async def serve(settings: Settings) -> None:
     """Run the whole service until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
-    registry = load(settings)
+    registry = load_processors(settings)
     _raise_file_limit()
     async with AsyncExitStack() as stack:
         stack.enter_context(sole_server(settings))
@@ -52,8 +54,8 @@ async def serve(settings: Settings) -> None:
             alone=installation.embedded,
         )
         stack.push_async_callback(store.close)
-        policy = egress_policy(settings)
-        resolver = _resolver(settings)
+        policy = _policy(settings)
+        resolver = Resolver(nameservers=settings.nameservers)
         stack.push_async_callback(resolver.aclose)
         transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
         stack.push_async_callback(transport.aclose)
@@ -82,28 +84,15 @@ async def serve(settings: Settings) -> None:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
 
 
-def egress_policy(settings: Settings) -> EgressPolicy:
-    """Where deliveries may go. Raises ConfigError when a host pattern is not valid."""
-    dev = settings.dev
-    try:
-        return EgressPolicy(
-            ports=None if dev else frozenset(settings.allow_ports),
-            allow_http=dev,
-            allow_loopback=dev,
-            allow_networks=settings.allow_networks,
-            allow_hosts=frozenset(settings.allow_hosts),
-            deny_networks=settings.deny_networks,
-            deny_hosts=frozenset(settings.deny_hosts),
-        )
-    except (ValueError, ConfigError, EgressRefused) as exc:
-        raise ConfigError(f"allow_hosts or deny_hosts: {exc}") from exc
-
-
-def _resolver(settings: Settings) -> Resolver:
-    try:
-        return Resolver(nameservers=settings.nameservers)
-    except ConfigError:
-        raise ConfigError("nameservers: give each as `address` or `address:port`") from None
+def _policy(settings: Settings) -> EgressPolicy:
+    base = EgressPolicy.dev() if settings.dev else EgressPolicy(ports=frozenset(settings.allow_ports))
+    return replace(
+        base,
+        allow_networks=settings.allow_networks,
+        allow_hosts=frozenset(settings.allow_hosts),
+        deny_networks=settings.deny_networks,
+        deny_hosts=frozenset(settings.deny_hosts),
+    )
 
 
 @asynccontextmanager
@@ -122,10 +111,9 @@ async def _running(services: Services) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + services.settings.grace
-        await services.tasks.stop(deadline - clock())
-        await services.engine.stop(deadline - clock())
+        grace = services.settings.grace
+        # Both stop taking work at once, and share the time that is left for what is under way.
+        await asyncio.gather(services.tasks.stop(grace), services.engine.stop(grace))
         await maintenance.stop()
 
 
@@ -168,20 +156,21 @@ class _Server(uvicorn.Server):
         settings = self._services.settings
         if settings.dev:
             log.warning("dev_mode", admits="plain http, loopback addresses and any port for callbacks")
-            print("token", await self._dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
+            print("token", await _dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"dispatcher ready on http://{shown}:{port}", flush=True)  # noqa: T201 - stdout's one line
 
-    async def _dev_token(self, installation: Installation) -> str:
-        return await tokens.issue(
-            installation,
-            account=DEV_ACCOUNT,
-            scopes=tokens.SCOPES,
-            actor="serve --dev",
-            ttl=30 * 86_400,
-            note="made by serve --dev",
-        )
+
+async def _dev_token(installation: Installation) -> str:
+    return await tokens.issue(
+        installation,
+        account=DEV_ACCOUNT,
+        scopes=tokens.SCOPES,
+        actor="serve --dev",
+        ttl=30 * 86_400,
+        note="made by serve --dev",
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -12,7 +12,7 @@ from tests.support.receiver import Receiver
 from tests.support.server import Server
 
 #: set by scripts/test under CI: what is missing fails
-REQUIRE = os.environ.get("DISPATCHER_TEST_REQUIRE") == "1"
+REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
 
 
 def missing(what: str) -> None:
@@ -25,7 +25,7 @@ def missing(what: str) -> None:
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name == "DATABASE_URL" or (name.startswith("DISPATCHER_") and not name.startswith("DISPATCHER_TEST_")):
+        if name == "DATABASE_URL" or name.startswith("DISPATCHER_"):
             monkeypatch.delenv(name)
 
 

@@ -7,13 +7,11 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from dispatcher.api import shapes
-from dispatcher.api.common import answer, invalid
+from dispatcher.api.common import answer
 from dispatcher.api.openapi import documented
-from dispatcher.api.reading import check_schemes, read_shape
+from dispatcher.api.reading import check_schemes, read_secret, read_shape
 from dispatcher.api.services import Services
 from dispatcher.store import accounts
-from subscriptions.secrets import Secret, SecretError
-from subscriptions.secrets import check as check_secret
 from subscriptions.signatures import Scheme
 
 
@@ -54,7 +52,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
 def _changed(account: accounts.Account, change: shapes.AccountChange) -> accounts.Account:
     secret, schemes, schedule = account.default_secret, account.schemes, account.retry_schedule
     if change.default_secret is not UNSET:
-        secret = _secret(change.default_secret)
+        secret = read_secret(change.default_secret, "/default_secret")
     if change.schemes is not UNSET:
         schemes = None if change.schemes is None else tuple(change.schemes)
     if change.retry_schedule is not UNSET:
@@ -62,12 +60,3 @@ def _changed(account: accounts.Account, change: shapes.AccountChange) -> account
     if schemes is not None:
         check_schemes(schemes, secret, "/schemes")
     return accounts.Account(id=account.id, default_secret=secret, schemes=schemes, retry_schedule=schedule)
-
-
-def _secret(text: str | None) -> Secret | None:
-    if text is None:
-        return None
-    try:
-        return check_secret(text)
-    except SecretError as exc:
-        raise invalid("/default_secret", str(exc)) from None

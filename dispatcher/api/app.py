@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -25,7 +26,7 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
 
     app = FastAPI(
         title="Webhook dispatcher",
-        version="0.1.0",
+        version=version("webhook-dispatcher"),
         description="Accepts tasks, delivers signed webhooks, and loses nothing it accepted.",
         lifespan=lifespan,
         docs_url=None,

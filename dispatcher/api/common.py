@@ -9,8 +9,8 @@ from fastapi import Query
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
+from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.services import Services
-from dispatcher.errors import FieldError, Problem
 from dispatcher.ids import is_id
 from dispatcher.store import queries
 
@@ -51,13 +51,3 @@ async def find_task(services: Services, account: str, task_id: str) -> shapes.Ta
     if row is None:
         raise not_found("task")
     return views.task(row)
-
-
-def not_found(kind: str) -> Problem:
-    """There is no such object, or it is another account's."""
-    return Problem("not-found", f"There is no such {kind}.")
-
-
-def invalid(field: str, detail: str) -> Problem:
-    """A field that was wrong."""
-    return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, invalid, known, next_cursor, not_found
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known, next_cursor
 from dispatcher.api.openapi import documented
+from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.reading import read_body
 from dispatcher.api.services import Services
 from dispatcher.models import DeliveryState
@@ -46,7 +47,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
         "/deliveries/{id}",
         **documented("Read a delivery and its attempts", shapes.Delivery, tag="deliveries", problems=(404,)),
     )
-    async def read_delivery(request: Request, id: str) -> Response:  # noqa: A002
+    async def read_delivery(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         caller = await services.auth.caller(request, scope="deliveries:read")
         return answer(await _found(services, caller.account, id))
 
@@ -61,7 +62,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
             idempotent=True,
         ),
     )
-    async def redeliver(request: Request, id: str) -> Response:  # noqa: A002
+    async def redeliver(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         caller = await services.auth.caller(request, scope="deliveries:write")
         delivery_id = known("delivery", id)
         body = await read_body(request, limit=MAX_EMPTY_BODY)

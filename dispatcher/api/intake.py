@@ -15,18 +15,17 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import problems, shapes
-from dispatcher.api.common import invalid
+from dispatcher.api.problems import invalid
 from dispatcher.api.reading import (
     MAX_AROUND_PAYLOAD,
     check_text,
     decode,
-    moment,
     read_body,
     traceparent,
     warnings_of,
 )
 from dispatcher.api.services import Services
-from dispatcher.bodies import Body
+from dispatcher.bodies import Body, rfc3339
 from dispatcher.errors import Problem, StoreUnavailable
 from dispatcher.models import TaskState, lane_of
 from dispatcher.store.records import IdempotencyKey, LeasedDelivery, NewTask, Replayed
@@ -151,7 +150,7 @@ def accepted(task: NewTask, token: Token) -> shapes.TaskAccepted:
         callback=shapes.CallbackSummary(
             host=callback.origin.partition("://")[2],
             token=token.kind,
-            expires_at=None if callback.window_end is None else moment(callback.window_end),
+            expires_at=None if callback.window_end is None else rfc3339(callback.window_end),
             warnings=warnings_of(token),
         ),
     )

@@ -52,6 +52,25 @@ def response_of(problem: Problem) -> Response:
     )
 
 
+def invalid(field: str, detail: str) -> Problem:
+    """A field that was wrong: its JSON pointer, and what would be right."""
+    return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])
+
+
+def too_large(field: str, limit: int, *, unit: str = "bytes") -> Problem:
+    """A field that was larger than we take."""
+    return Problem(
+        "too-large",
+        f"At most {limit} {unit} are taken here.",
+        errors=[FieldError(field=field, detail=f"must not have more than {limit} {unit}")],
+    )
+
+
+def not_found(kind: str) -> Problem:
+    """There is no such object, or it is another account's."""
+    return Problem("not-found", f"There is no such {kind}.")
+
+
 def unavailable() -> Problem:
     """The database cannot take the write now; nothing was stored."""
     return Problem("unavailable", "Nothing was stored. Try again in a moment.", retry_after=RETRY_AFTER)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +15,8 @@ from starlette.requests import Request
 
 from dispatcher import egress
 from dispatcher.api import problems, shapes
-from dispatcher.bodies import Message, compose
+from dispatcher.api.problems import invalid, too_large
+from dispatcher.bodies import Message, compose, rfc3339
 from dispatcher.config import Settings
 from dispatcher.egress import EgressPolicy, Target
 from dispatcher.errors import EgressRefused, FieldError, Problem
@@ -55,13 +56,13 @@ async def read_body(request: Request, *, limit: int) -> bytes:
     """The body of a request. Raises Problem `too-large` without reading further than `limit` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
-        raise _too_large("", limit)
+        raise too_large("", limit)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise _too_large("", limit)
+            raise too_large("", limit)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -145,7 +146,7 @@ class Reader:
         if key is None:
             return None
         if not _KEY.match(key):
-            raise _invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
+            raise invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
         # Keyed, because the body holds a callback URL and perhaps a secret.
         fingerprint = self.keyring.fingerprint(hashlib.sha256(body).hexdigest(), account=account)
         return IdempotencyKey(account=account, route=route, key=key, fingerprint=fingerprint.encode())
@@ -164,7 +165,7 @@ class Reader:
         window_end = _check_window(token, request.deliver_before, timeout, prefix)
         callback = Callback(
             url=Secret(request.callback_url),
-            secret=_secret(request.secret, f"{prefix}/secret"),
+            secret=read_secret(request.secret, f"{prefix}/secret"),
             headers=self._headers(request.headers or {}, f"{prefix}/headers"),
             schemes=None if request.schemes is None else tuple(request.schemes),
             origin=target.origin,
@@ -179,7 +180,7 @@ class Reader:
 
     def _target(self, url: str, field: str) -> Target:
         if len(url) > self.settings.max_url:
-            raise _too_large(field, self.settings.max_url, unit="characters")
+            raise too_large(field, self.settings.max_url, unit="characters")
         try:
             target = egress.parse(url)
             egress.admit(target, self.policy)
@@ -208,33 +209,33 @@ class Reader:
         if metadata == b"null":
             return None
         if not metadata.startswith(b"{"):
-            raise _invalid(field, "must be an object")
+            raise invalid(field, "must be an object")
         self.check_json(metadata, field, MAX_METADATA)
         return metadata
 
     def check_json(self, raw: bytes, field: str, limit: int) -> None:
         """Raises Problem when JSON is longer than `limit` bytes, or nested too deeply."""
         if len(raw) > limit:
-            raise _too_large(field, limit)
+            raise too_large(field, limit)
         if nesting(raw) > self.settings.max_nesting:
-            raise _invalid(field, f"must not be nested deeper than {self.settings.max_nesting}")
+            raise invalid(field, f"must not be nested deeper than {self.settings.max_nesting}")
 
     def _headers(self, headers: Mapping[str, str], field: str) -> Headers:
         if len(headers) > self.settings.max_headers:
-            raise _invalid(field, f"must not have more than {self.settings.max_headers} headers")
+            raise invalid(field, f"must not have more than {self.settings.max_headers} headers")
         if len({name.lower() for name in headers}) < len(headers):
-            raise _invalid(field, "must not name a header twice")
+            raise invalid(field, "must not name a header twice")
         for name, value in headers.items():
             if not _HEADER_NAME.match(name):
-                raise _invalid(field, "must have header names as in RFC 9110, of at most 100 characters")
+                raise invalid(field, "must have header names as in RFC 9110, of at most 100 characters")
             # a JSON pointer writes ~ as ~0 (RFC 6901); a header's name has no slash
             pointer = f"{field}/{name.replace('~', '~0')}"
             if RESERVED.match(name):
-                raise _invalid(pointer, "is a header that the dispatcher sets itself")
+                raise invalid(pointer, "is a header that the dispatcher sets itself")
             if not _HEADER_VALUE.match(value):
-                raise _invalid(pointer, "must be printable ASCII without space at its ends")
+                raise invalid(pointer, "must be printable ASCII without space at its ends")
             if len(name) + len(value) > self.settings.max_header:
-                raise _too_large(pointer, self.settings.max_header)
+                raise too_large(pointer, self.settings.max_header)
         return tuple(headers.items())
 
 
@@ -256,22 +257,23 @@ def nesting(raw: bytes) -> int:
 def check_schemes(schemes: tuple[str, ...], secret: Secret | None, field: str) -> None:
     """Raises Problem unless these schemes go together and the secret, if it is known by now, can serve them."""
     if len(set(schemes)) < len(schemes):
-        raise _invalid(field, "must name each scheme once")
+        raise invalid(field, "must name each scheme once")
     if secret is None:
         return
     try:
         signatures.check_schemes([signatures.Scheme(scheme) for scheme in schemes], secret)
     except SignatureError as exc:
-        raise _invalid(field, str(exc)) from None
+        raise invalid(field, str(exc)) from None
 
 
-def _secret(text: str | None, field: str) -> Secret | None:
+def read_secret(text: str | None, field: str) -> Secret | None:
+    """A secret, if one was given. Raises Problem when it cannot be used."""
     if text is None:
         return None
     try:
         return check_secret(text)
     except SecretError as exc:
-        raise _invalid(field, str(exc)) from None
+        raise invalid(field, str(exc)) from None
 
 
 def _check_window(token: Token, deliver_before: datetime | None, timeout: float, prefix: str) -> float | None:
@@ -289,7 +291,7 @@ def _check_window(token: Token, deliver_before: datetime | None, timeout: float,
             "token-expired",
             "The token, or deliver_before, ends before a result could be delivered.",
             errors=[FieldError(field=f"{prefix}/{field}", detail="must not end before earliest_exp") for field in soon],
-            extra={"earliest_exp": moment(int(earliest * 1000) + 1000)},
+            extra={"earliest_exp": rfc3339(int(earliest * 1000) + 1000)},
         )
     return min(ends.values(), default=None)
 
@@ -299,20 +301,3 @@ def warnings_of(token: Token) -> list[str]:
     if token.kind is TokenKind.JWT and token.expires_at is None:
         return ["the token in the callback URL has no exp, so nothing tells when to stop trying"]
     return []
-
-
-def moment(ms: int | None) -> str:
-    """Milliseconds since the epoch as RFC 3339, in UTC."""
-    return datetime.fromtimestamp((ms or 0) / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _invalid(field: str, detail: str) -> Problem:
-    return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])
-
-
-def _too_large(field: str, limit: int, *, unit: str = "bytes") -> Problem:
-    return Problem(
-        "too-large",
-        f"At most {limit} {unit} are taken here.",
-        errors=[FieldError(field=field, detail=f"must not have more than {limit} {unit}")],
-    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dispatcher.account_cache import AccountCache
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.reading import Reader
 from dispatcher.config import Settings
-from dispatcher.delivery.engine import AccountCache, Engine
+from dispatcher.delivery.engine import Engine
 from dispatcher.installation import Installation
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry

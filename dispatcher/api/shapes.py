@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, field
 
+from dispatcher.config import MAX_RETRIES, MAX_RETRY_DELAY
 from dispatcher.models import BodyMode, DeliveryState, Outcome, TaskState
 from dispatcher.window import TokenKind
 from subscriptions.signatures import Scheme
@@ -306,9 +307,11 @@ class AccountChange(Request):
 
     default_secret: SecretText | UnsetType | None = UNSET
     schemes: Schemes | UnsetType | None = UNSET
-    retry_schedule: Annotated[list[Annotated[float, Meta(gt=0, le=604800)]], Meta(max_length=50)] | UnsetType | None = (
-        UNSET
-    )
+    retry_schedule: (
+        Annotated[list[Annotated[float, Meta(gt=0, le=MAX_RETRY_DELAY)]], Meta(max_length=MAX_RETRIES)]
+        | UnsetType
+        | None
+    ) = UNSET
 
 
 class Ledger(Struct, kw_only=True):

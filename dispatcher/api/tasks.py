@@ -42,7 +42,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
         "/tasks/{id}/cancel",
         **documented("Cancel a task, or its delivery", shapes.Task, tag="tasks", problems=(404, 409)),
     )
-    async def cancel_task(request: Request, id: str) -> Response:  # noqa: A002
+    async def cancel_task(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         caller = await services.auth.caller(request, scope="tasks:write")
         await store.cancel_task(caller.account, known("task", id))
         return answer(await find_task(services, caller.account, id))
@@ -54,10 +54,10 @@ def add_routes(router: APIRouter, services: Services) -> None:
             shapes.Task,
             tag="tasks",
             body=shapes.CallbackRequest,
-            problems=(404, 409, 413, 422),
+            problems=(404, 409),
         ),
     )
-    async def put_callback(request: Request, id: str) -> Response:  # noqa: A002
+    async def put_callback(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         caller = await services.auth.caller(request, scope="tasks:write")
         wish = await read_shape(request, shapes.CallbackRequest)
         current = await find_task(services, caller.account, known("task", id))

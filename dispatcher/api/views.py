@@ -6,7 +6,7 @@ import msgspec
 import sqlalchemy as sa
 
 from dispatcher.api import shapes
-from dispatcher.api.reading import moment
+from dispatcher.bodies import rfc3339
 from dispatcher.models import BodyMode, DeliveryState, Outcome, TaskState
 from dispatcher.store.records import LeasedTask
 from dispatcher.window import TokenKind
@@ -33,7 +33,7 @@ def task(row: sa.RowMapping) -> shapes.Task:
         attempt=row["attempt"],
         error=_raw(row["error"]),
         metadata=_raw(row["metadata"]),
-        created_at=moment(row["created_at"]),
+        created_at=rfc3339(row["created_at"]),
         finished_at=_moment(row["finished_at"]),
     )
 
@@ -56,7 +56,7 @@ def delivery(row: sa.RowMapping) -> shapes.Delivery:
         ),
         due_at=_moment(row["due_at"]),
         expires_at=_moment(row["window_end"]),
-        created_at=moment(row["created_at"]),
+        created_at=rfc3339(row["created_at"]),
         finished_at=_moment(row["finished_at"]),
     )
 
@@ -65,7 +65,7 @@ def attempt(row: sa.RowMapping) -> shapes.Attempt:
     """An attempt."""
     return shapes.Attempt(
         number=row["number"],
-        started_at=moment(row["started_at"]),
+        started_at=rfc3339(row["started_at"]),
         duration_ms=row["duration_ms"],
         outcome=Outcome(row["outcome"]),
         status=row["status"],
@@ -86,13 +86,13 @@ def leased_task(task: LeasedTask) -> shapes.LeasedTask:
         attempt=task.attempt,
         payload=msgspec.Raw(task.payload),
         metadata=_raw(task.metadata),
-        lease_until=moment(task.lease_until),
-        created_at=moment(task.created_at),
+        lease_until=rfc3339(task.lease_until or 0),
+        created_at=rfc3339(task.created_at),
     )
 
 
 def _moment(ms: int | None) -> str | None:
-    return None if ms is None else moment(ms)
+    return None if ms is None else rfc3339(ms)
 
 
 def _raw(content: bytes | None) -> msgspec.Raw | None:

@@ -9,15 +9,16 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import shapes, views
-from dispatcher.api.common import answer, find_task, invalid, known, not_found
+from dispatcher.api.common import answer, find_task, known
 from dispatcher.api.openapi import documented
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, moment, read_shape
+from dispatcher.api.problems import invalid, not_found
+from dispatcher.api.reading import MAX_AROUND_PAYLOAD, read_shape
 from dispatcher.api.services import Services
-from dispatcher.errors import FieldError, Problem
+from dispatcher.bodies import rfc3339
+from dispatcher.errors import FieldError, LeaseLost, Problem
 from dispatcher.models import TaskState
-from dispatcher.processors.engine import report_end
+from dispatcher.processors.engine import give_up, is_poison, report_end
 from dispatcher.processors.registry import Kind
-from dispatcher.retry import POISON_AFTER
 from dispatcher.store import queries
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport
 from dispatcher.store.work import Renewal
@@ -38,8 +39,9 @@ def add_routes(router: APIRouter, services: Services) -> None:
         leased = await store.lease_tasks(
             TaskClaim(types=tuple(spans), limit=wish.limit, account=account, lease_for=spans)
         )
-        usable = [task for task in leased if await _has_tries_left(services, task, account)]
-        return answer(shapes.LeasedTasks(items=[views.leased_task(task) for task in usable]))
+        for task in filter(is_poison, leased):
+            await _finish(services, give_up(task, source=services.settings.event_source, account=account, remote=True))
+        return answer(shapes.LeasedTasks(items=[views.leased_task(task) for task in leased if not is_poison(task)]))
 
     @router.post(
         "/tasks/{id}/renew",
@@ -48,13 +50,13 @@ def add_routes(router: APIRouter, services: Services) -> None:
             shapes.Renewed,
             tag="processing",
             body=shapes.RenewRequest,
-            problems=(404, 409, 422),
+            problems=(404, 409),
         ),
     )
-    async def renew(request: Request, id: str) -> Response:  # noqa: A002
+    async def renew(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         account = await services.auth.processor(request)
         wish = await read_shape(request, shapes.RenewRequest)
-        task = await _held(services, account, id, wish.attempt)
+        task = await _leased(services, account, id, wish.attempt)
         processor = services.registry.get(task.type)
         until = await store.renew_task(
             Renewal(
@@ -64,7 +66,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
                 seconds=processor.timeout if processor else 30.0,
             )
         )
-        return answer(shapes.Renewed(lease_until=moment(until)))
+        return answer(shapes.Renewed(lease_until=rfc3339(until)))
 
     @router.post(
         "/tasks/{id}/result",
@@ -73,15 +75,15 @@ def add_routes(router: APIRouter, services: Services) -> None:
             shapes.Task,
             tag="processing",
             body=shapes.ResultRequest,
-            problems=(404, 409, 413, 422),
+            problems=(404, 409),
         ),
     )
-    async def result(request: Request, id: str) -> Response:  # noqa: A002
+    async def result(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         account = await services.auth.processor(request)
         wish = await read_shape(request, shapes.ResultRequest, limit=services.settings.max_body + MAX_AROUND_PAYLOAD)
         if (not bytes(wish.result)) == (wish.error is UNSET):
             raise invalid("/result", "give either result or error")
-        task = await _held(services, account, id, wish.attempt)
+        task = await _leased(services, account, id, wish.attempt)
         if task.state in {TaskState.SUCCEEDED, TaskState.FAILED}:
             # The answer to this very report was lost, and it was sent again.
             return answer(await find_task(services, task.account, id))
@@ -104,16 +106,6 @@ def _spans(services: Services, types: list[str]) -> dict[str, float]:
     return spans
 
 
-async def _has_tries_left(services: Services, task: LeasedTask, account: str | None) -> bool:
-    """Whether a leased task may be tried; one that was interrupted too often is ended here."""
-    if task.interruptions < POISON_AFTER:
-        return True
-    error = msgspec.json.encode({"message": "the task was interrupted too often"})
-    source = services.settings.event_source
-    await _finish(services, report_end(task, TaskState.FAILED, error, source=source, account=account, remote=True))
-    return False
-
-
 async def _finish(services: Services, report: TaskReport) -> None:
     settled = await services.store.finish_task(report)
     if settled.lane is not None:
@@ -134,10 +126,11 @@ def _report(services: Services, task: LeasedTask, wish: shapes.ResultRequest, ac
     return report_end(task, state, content, source=services.settings.event_source, account=account, remote=True)
 
 
-async def _held(services: Services, account: str | None, task_id: str, attempt: int) -> LeasedTask:
+async def _leased(services: Services, account: str | None, task_id: str, attempt: int) -> LeasedTask:
+    """The task that was leased as this attempt. Raises Problem, or LeaseLost when it has been leased since."""
     task = await queries.leased_task(services.store.database, account, known("task", task_id))
     if task is None:
         raise not_found("task")
     if task.attempt != attempt:
-        raise Problem("conflict", "The lease of this task is no longer held.")
+        raise LeaseLost("the lease of this task is no longer held")
     return task

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import heapq
 
+#: entries left behind that are borne with before the heap is built anew
+MAX_STALE = 64
+
 
 class Agenda:
     """Lanes by the time their next work is due (monotonic seconds)."""
@@ -25,6 +28,9 @@ class Agenda:
         if known is None or due < known:
             self._due[lane] = due
             heapq.heappush(self._heap, (due, lane))
+            if len(self._heap) > 2 * len(self._due) + MAX_STALE:
+                self._heap = [(when, name) for name, when in self._due.items()]
+                heapq.heapify(self._heap)
 
     def is_due(self, lane: str, now: float) -> bool:
         """Whether this lane has due work in the database."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,15 +16,18 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from dispatcher import metrics
+from dispatcher.account_cache import AccountCache
 from dispatcher.config import LEASE_MARGIN, Settings
 from dispatcher.delivery.agenda import Agenda
 from dispatcher.delivery.lanes import Lane, Lanes, Turn
 from dispatcher.delivery.sender import Sender
 from dispatcher.errors import LeaseLost, StoreUnavailable
+from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import MAX_LANES_PER_CLAIM, Release
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
+from subscriptions.keyring import KeyringError
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +35,12 @@ log = structlog.get_logger(__name__)
 PATIENCE = 0.5
 #: deliveries leased in one go at most, so that their bodies fit into memory
 MAX_LEASE = 256
+#: seconds before a lane is asked again that had due work but gave none
+MIN_RETRY = 0.05
+#: timers count in milliseconds; a shorter one would go off at once, again and again
+MIN_TIMER = 0.001
+#: seconds that a delivery is put off whose account's settings cannot be opened
+UNREADABLE_DELAY = 300.0
 #: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
 #: seconds between scans at least
@@ -74,12 +84,8 @@ class Engine:
         """Begin to lease and send."""
         await self._beat()
         self._loops = [
-            asyncio.create_task(self._forever(step, pause), name=step.__name__)
-            for step, pause in (
-                (self._lease_due, 0.0),
-                (self._scan, 0.0),
-                (self._beat_then_pump, self._settings.session_ttl / 6),
-            )
+            asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
+            for step in (self._lease_due, self._scan, self._keep_session)
         ]
 
     async def stop(self, grace: float) -> None:
@@ -152,7 +158,8 @@ class Engine:
         now = _now()
         for lane, delay in batch.next_due.items():
             if delay is not None:
-                self._agenda.note(lane, now + delay)
+                # What is due and was not leased, another process is just leasing.
+                self._agenda.note(lane, now + (delay if batch.deliveries else max(MIN_RETRY, delay)))
 
     def _claims(self, now: float) -> list[LaneClaim]:
         # What ends the want, a send that ends or a heartbeat, also wakes us.
@@ -181,7 +188,10 @@ class Engine:
         now = _now()
         for delivery in deliveries:
             self._known.add(delivery.id)
-            self._lanes.put(delivery, now)
+            lane = self._lanes.put(delivery, now)
+            if now < lane.quiet_until:
+                # It fell quiet while this one was on its way from a commit.
+                self._hush(lane, lane.quiet_until - now)
         self._pump()
 
     # Send
@@ -200,7 +210,11 @@ class Engine:
     async def _deliver(self, turn: Turn) -> None:
         """Send a leased delivery, free its slot, settle what came of it, and plan what is next."""
         try:
-            report = await self._send(turn)
+            try:
+                report = await self._send(turn)
+            except _NotNowError as exc:
+                await self._give_back([turn.delivery], delay=exc.delay)
+                return
             self._learn(turn.lane, report)
             settled = await self._settle(report)
             if settled is not None:
@@ -213,13 +227,27 @@ class Engine:
     async def _send(self, turn: Turn) -> Report:
         patience = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience, turn)
         try:
-            async for attempt in self._until_available():
-                with attempt:
-                    account = await self._accounts.get(turn.delivery.account)
+            account = await self._account(turn.delivery)
+            window_end = turn.delivery.callback.window_end
+            if window_end is not None and window_end <= time.time() * 1000:
+                # Leasing it again will expire it.
+                raise _NotNowError(delay=0.0)
+            if not self._has_lease_for_a_send():
+                raise _NotNowError(delay=0.0)
             return await self._sender.send(turn.delivery, account)
         finally:
             patience.cancel()
             self._lanes.finish(turn, _now())
+
+    async def _account(self, delivery: LeasedDelivery) -> Account:
+        try:
+            async for attempt in self._until_available():
+                with attempt:
+                    account = await self._accounts.get(delivery.account)
+        except KeyringError as exc:
+            log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
+            raise _NotNowError(delay=UNREADABLE_DELAY) from exc
+        return account
 
     def _lose_patience(self, turn: Turn) -> None:
         self._lanes.free_slot(turn)
@@ -270,24 +298,36 @@ class Engine:
             if deliveries:
                 self._spawn(self._give_back(deliveries, delay=seconds))
         else:
-            asyncio.get_running_loop().call_later(seconds, self._speak_again, lane)
+            asyncio.get_running_loop().call_later(max(MIN_TIMER, seconds), self._speak_again, lane)
 
     def _speak_again(self, lane: Lane) -> None:
+        rest = lane.quiet_until - _now()
+        if rest > 0:
+            # Timers may be a little early, and a pause may have grown meanwhile.
+            self._hush(lane, rest)
+            return
         self._lanes.refresh(lane, _now())
         self._pump()
 
     # Give back
 
     async def _give_back(self, deliveries: list[LeasedDelivery], *, delay: float = 0.0) -> None:
-        async def one(delivery: LeasedDelivery) -> None:
+        await asyncio.gather(*(self._give_one_back(delivery, delay) for delivery in deliveries))
+        self._wake.set()
+
+    async def _give_one_back(self, delivery: LeasedDelivery, delay: float) -> None:
+        try:
             async for attempt in self._until_available():
                 with attempt:
-                    await self._store.release(Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay))
-            self._known.discard(delivery.id)
-            self._agenda.note(delivery.lane, _now() + delay)
-
-        await asyncio.gather(*map(one, deliveries))
-        self._wake.set()
+                    released = await self._store.release(
+                        Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay)
+                    )
+            if released is not None:
+                self._agenda.note(released.lane, _now() + released.delay)
+        except Exception:
+            # As after a failed delivery: the scan frees the lease.
+            log.exception("release_failed_inside", delivery=delivery.id)
+        self._known.discard(delivery.id)
 
     # Upkeep
 
@@ -320,10 +360,12 @@ class Engine:
                 return
             after = max(found)
 
-    async def _beat_then_pump(self) -> None:
+    async def _keep_session(self) -> None:
+        """Prolong the session, then rest."""
         await self._beat()
         self._pump()
         self._wake.set()
+        await asyncio.sleep(self._settings.session_ttl / 6)
 
     async def _beat(self) -> None:
         started = _now()
@@ -338,20 +380,6 @@ class Engine:
     def _has_lease_for_a_send(self) -> bool:
         return self._session_until - _now() >= self._settings.send_timeout + LEASE_MARGIN
 
-    async def _forever(self, step: Any, pause: float) -> None:
-        """Run a step again and again; a database that is away slows it down but does not end it."""
-        failures = 0
-        while not self._stopping:
-            try:
-                await step()
-                failures = 0
-            except StoreUnavailable:
-                failures += 1
-            except Exception:
-                failures += 1
-                log.exception("engine_step_failed", step=step.__name__)
-            await asyncio.sleep(pause if not failures else min(5.0, 0.1 * 2**failures))
-
     def _until_available(self) -> AsyncRetrying:
         return AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
@@ -364,33 +392,12 @@ class Engine:
         task.add_done_callback(self._sends.discard)
 
 
-class AccountCache:
-    """Accounts' settings, read again after a moment, so that a change takes effect everywhere soon."""
+class _NotNowError(Exception):
+    """A leased delivery that is not to be sent now, but given back; due again after `delay` seconds."""
 
-    #: seconds
-    MAX_AGE = 2.0
-    #: accounts
-    MAX_SIZE = 10_000
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._cached: dict[str, tuple[float, Account]] = {}
-
-    async def get(self, account: str) -> Account:
-        """The account's settings, at most MAX_AGE old."""
-        now = _now()
-        cached = self._cached.get(account)
-        if cached is not None and cached[0] > now:
-            return cached[1]
-        fresh = await self._store.account(account)
-        if len(self._cached) >= self.MAX_SIZE:
-            self._cached.clear()
-        self._cached[account] = (now + self.MAX_AGE, fresh)
-        return fresh
-
-    def forget(self, account: str) -> None:
-        """Read this account again when it is next asked for."""
-        self._cached.pop(account, None)
+    def __init__(self, *, delay: float) -> None:
+        super().__init__(delay)
+        self.delay = delay
 
 
 def _now() -> float:

@@ -4,8 +4,8 @@ A lane knows how wide it may send. It starts narrow, doubles with each success a
 of failures opens its circuit, and it stays quiet for a while.
 
 Send slots go round by account, then by lane, so a lane that hangs or floods takes its turn like any other. A request
-holds its slot until it is answered, or until our patience ends. Some slots are always kept for others: one account
-has at most three quarters of them, and all lanes that have not proven themselves have half.
+holds its slot until it is answered, or until our patience ends. Something is always kept for others: no account takes
+more than it leaves free, and all lanes that have not proven themselves have half.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Lane:
     @property
     def is_proven(self) -> bool:
         """Whether its endpoint has lately answered well."""
-        return self.width > FIRST_WIDTH
+        return self.width > FIRST_WIDTH and self.failures < CIRCUIT_FAILURES
 
     def is_idle(self, now: float) -> bool:
-        """Whether nothing would be forgotten with it."""
-        return not (self.queue or self.in_flight or self.reserved or self.failures or now < self.quiet_until)
+        """Whether it can be forgotten. What it knew of its endpoint, a new one learns again."""
+        return not (self.queue or self.in_flight or self.reserved or self.backlog or now < self.quiet_until)
 
     def note(self, outcome: Outcome, status: int | None, now: float) -> None:
         """Learn from an answer. An endpoint that refuses one message for good is in good health."""
@@ -140,6 +140,7 @@ class Lanes:
         self._next_ring = 0
         self._slots_of: Counter[str] = Counter()
         self._unproven_slots = 0
+        self._unproven_in_flight = 0
         self._in_flight_of: Counter[str] = Counter()
         #: requests under way
         self.in_flight = 0
@@ -181,13 +182,14 @@ class Lanes:
         self.get(key).reserved -= 1
         self.bytes -= size
 
-    def put(self, delivery: LeasedDelivery, now: float) -> None:
-        """Queue a leased delivery."""
+    def put(self, delivery: LeasedDelivery, now: float) -> Lane:
+        """Queue a leased delivery; returns its lane."""
         lane = self.get(delivery.lane)
         lane.queue.append(delivery)
         self.bytes += delivery.size
         self.waiting += 1
         self.refresh(lane, now)
+        return lane
 
     def take(self, now: float) -> Turn | None:
         """The next delivery to send, if there is a slot for it."""
@@ -195,7 +197,7 @@ class Lanes:
             return None
         first = self._next_ring
         for number in (first, 1 - first):
-            if number == 1 and self._unproven_slots >= max(1, self._slots // 2):
+            if number == 1 and self._unproven_have_their_share():
                 continue
             turn = self._take_from(self._rings[number], now)
             if turn is not None:
@@ -222,9 +224,16 @@ class Lanes:
             del ring[account]
         return None
 
+    def _unproven_have_their_share(self) -> bool:
+        return self._unproven_slots >= max(1, self._slots // 2) or self._unproven_in_flight >= max(
+            1, self._max_in_flight // 2
+        )
+
     def _has_its_share(self, account: str) -> bool:
-        slots_kept_for_others = self._slots_of[account] >= max(1, self._slots * 3 // 4)
-        return slots_kept_for_others or self._in_flight_of[account] >= max(1, self._max_in_flight // 2)
+        """Whether an account holds as much as it leaves free: so the next one always finds something."""
+        free_slots = self._slots - self._slots_of.total()
+        free = self._max_in_flight - self.in_flight
+        return self._slots_of[account] >= free_slots or self._in_flight_of[account] >= free
 
     def _begin(self, lane: Lane, account: str) -> Turn:
         turn = Turn(lane, lane.queue.popleft())
@@ -234,6 +243,7 @@ class Lanes:
         self._in_flight_of[account] += 1
         self._slots_of[account] += 1
         self._unproven_slots += not turn.is_proven
+        self._unproven_in_flight += not turn.is_proven
         return turn
 
     def free_slot(self, turn: Turn) -> None:
@@ -248,6 +258,7 @@ class Lanes:
         self.free_slot(turn)
         turn.lane.in_flight -= 1
         self.in_flight -= 1
+        self._unproven_in_flight -= not turn.is_proven
         self.bytes -= turn.delivery.size
         _decrement(self._in_flight_of, turn.delivery.account)
         self.refresh(turn.lane, now)

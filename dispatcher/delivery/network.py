@@ -21,8 +21,8 @@ from typing import Any
 
 import httpcore
 
-from dispatcher.delivery.resolver import Address, Resolver
-from dispatcher.egress import EgressPolicy, Target, vet
+from dispatcher.delivery.resolver import Resolver
+from dispatcher.egress import Address, EgressPolicy, Target, vet
 from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import Outcome
 

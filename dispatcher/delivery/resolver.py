@@ -21,10 +21,9 @@ import aiodns
 import pycares
 from aiodns import error as dns_errors
 
+from dispatcher.egress import Address
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
-
-Address = IPv4Address | IPv6Address
 
 _FLAGS = pycares.ARES_FLAG_EDNS | pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES
 #: ARES_AI_NOSORT, which pycares does not name; sorting would open a socket towards every unvetted address
@@ -183,7 +182,7 @@ def _read_nameserver(text: str) -> str:
     except ValueError:
         port = 0
     if not 0 < port <= 65535:
-        raise ConfigError(f"{text!r} is not the address of a name server, such as 127.0.0.1:53 or [::1]:53")
+        raise ConfigError("nameservers: give each as `address` or `address:port`, such as 127.0.0.1:53 or [::1]:53")
     return f"{address}:{port}"
 
 

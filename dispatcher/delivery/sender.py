@@ -34,12 +34,12 @@ class Sender:
     async def send(self, delivery: LeasedDelivery, account: Account) -> Report:
         """Make one attempt. Raises nothing but CancelledError: whatever goes wrong is in the report."""
         secret = delivery.callback.secret or account.default_secret
-        started = time.monotonic()
+        started, timestamp = time.monotonic(), int(time.time())
         timing = Timing()
         try:
             target = egress.parse(delivery.callback.url.reveal())
             scrubber = Scrubber(delivery.callback, path=target.path, secret=secret)
-            headers = [*self._headers(delivery), *_signature_headers(delivery, secret, account)]
+            headers = [*self._headers(delivery, timestamp), *_signature_headers(delivery, secret, account, timestamp)]
             request = Request(target=target, headers=headers, body=delivery.body.body, deadline=self._deadline)
             response = await self._transport.send(request, timing)
         except SendError as exc:
@@ -70,12 +70,13 @@ class Sender:
             jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
         )
 
-    def _headers(self, delivery: LeasedDelivery) -> Iterator[tuple[str, str]]:
+    def _headers(self, delivery: LeasedDelivery, timestamp: int) -> Iterator[tuple[str, str]]:
         yield "Content-Type", delivery.body.content_type
         yield "User-Agent", self._user_agent
         yield "X-Webhook-Delivery", delivery.wire_id
         yield "X-Webhook-Attempt", str(delivery.attempt)
         yield "X-Webhook-Event", delivery.event
+        yield "X-Webhook-Timestamp", str(timestamp)
         if delivery.traceparent is not None:
             yield "traceparent", delivery.traceparent
         yield from delivery.body.headers
@@ -94,14 +95,14 @@ def judge(response: Response, *, now: float) -> retry.Answer:
     )
 
 
-def _signature_headers(delivery: LeasedDelivery, secret: Secret | None, account: Account) -> list[tuple[str, str]]:
-    timestamp = int(time.time())
-    headers = [("X-Webhook-Timestamp", str(timestamp))]
+def _signature_headers(
+    delivery: LeasedDelivery, secret: Secret | None, account: Account, timestamp: int
+) -> list[tuple[str, str]]:
     if secret is None:
-        return headers
+        return []
     named = delivery.callback.schemes or account.schemes
     schemes = tuple(map(Scheme, named)) if named else signatures.default_schemes(secret)
-    return headers + signatures.sign(
+    return signatures.sign(
         schemes, secret=secret, delivery_id=delivery.wire_id, timestamp=timestamp, body=delivery.body.body
     )
 

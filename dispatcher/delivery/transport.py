@@ -21,6 +21,7 @@ from dispatcher.delivery.network import Dialer, Timing
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.egress import EgressPolicy, Target, admit
 from dispatcher.errors import ConfigError, EgressRefused, SendError
+from dispatcher.headers import FRAMING
 from dispatcher.models import Outcome
 
 __all__ = ["HttpxTransport", "Request", "Response", "Timing", "Transport"]
@@ -33,23 +34,6 @@ MAX_HEADER_BYTES = 16 * 1024
 
 #: a connection is not used again after this long: its name may stand for other addresses by now
 _MAX_AGE_S = 300.0
-
-#: headers that frame the message or speak to the next hop (RFC 9110, section 7.6.1): ours alone to set
-_FRAMING = frozenset(
-    {
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "keep-alive",
-        "expect",
-        "te",
-        "trailer",
-        "upgrade",
-        "proxy-connection",
-        "proxy-authorization",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,7 +224,7 @@ class _Slot:
 
     def _build(self, request: Request) -> httpx.Request:
         headers = [(b"Host", request.target.authority.encode("ascii"))]
-        headers += [(name.encode(), value.encode()) for name, value in request.headers if name.lower() not in _FRAMING]
+        headers += [(name.encode(), value.encode()) for name, value in request.headers if name.lower() not in FRAMING]
         return httpx.Request(
             "POST",
             self._url,

@@ -6,6 +6,6 @@ from dispatcher.processors import processor
 async def total(payload): ...
 """
 
-from dispatcher.processors.registry import Processor, Registry, processor, registry
+from dispatcher.processors.registry import processor
 
-__all__ = ["Processor", "Registry", "processor", "registry"]
+__all__ = ["processor"]

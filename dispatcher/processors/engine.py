@@ -19,6 +19,7 @@ from dispatcher import metrics
 from dispatcher.bodies import Message, compose
 from dispatcher.config import Settings
 from dispatcher.errors import LeaseLost, ProcessorError, StoreUnavailable
+from dispatcher.loops import repeat
 from dispatcher.models import TaskState
 from dispatcher.processors.registry import Kind, Processor, Registry
 from dispatcher.processors.threads import Threads
@@ -50,14 +51,14 @@ class TaskEngine:
         self._runs: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._threads = Threads()
+        self._threads = Threads(on_end=self.wake)
         #: one process for each processor core: more of them would only take memory and turns
         self._processes = anyio.CapacityLimiter(min(settings.task_slots, os.cpu_count() or 1))
 
     def start(self) -> None:
         """Begin to work, if there is any type to work on."""
         if self._registry.local():
-            self._loop = asyncio.create_task(self._run(), name="task-engine")
+            self._loop = asyncio.create_task(repeat(self._take_on), name="task-engine")
 
     def wake(self) -> None:
         """Tell that a task may be due."""
@@ -74,33 +75,19 @@ class TaskEngine:
             run.cancel()
         await asyncio.gather(*self._runs, return_exceptions=True)
 
-    async def _run(self) -> None:
-        failures = 0
-        while True:
-            free = self._settings.task_slots - len(self._runs) - self._threads.abandoned
-            tasks: list[LeasedTask] = []
-            self._wake.clear()
-            try:
-                if free > 0:
-                    tasks = await self._lease(free)
-                failures = 0
-            except StoreUnavailable:
-                failures += 1
-                await asyncio.sleep(min(5.0, 0.1 * 2**failures))
-                continue
-            except Exception:
-                failures += 1
-                log.exception("task_lease_failed")
-                await asyncio.sleep(min(5.0, 0.1 * 2**failures))
-                continue
-            for task in tasks:
-                run = asyncio.create_task(self._work(task))
-                self._runs.add(run)
-                run.add_done_callback(self._finished)
-            if len(tasks) < free or free <= 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_INTERVAL):
-                        await self._wake.wait()
+    async def _take_on(self) -> None:
+        """Begin as many tasks as there is room for, then rest until something changes."""
+        free = self._settings.task_slots - len(self._runs) - self._threads.abandoned
+        self._wake.clear()
+        tasks = await self._lease(free) if free > 0 else []
+        for task in tasks:
+            begun = asyncio.create_task(self._work(task))
+            self._runs.add(begun)
+            begun.add_done_callback(self._finished)
+        if len(tasks) < free or free <= 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_INTERVAL):
+                    await self._wake.wait()
 
     def _finished(self, run: asyncio.Task[None]) -> None:
         self._runs.discard(run)
@@ -166,9 +153,8 @@ async def run(
     max_result: int,
 ) -> TaskReport:
     """One try at a task: its result, its failure, or when to try again."""
-    if task.interruptions >= POISON_AFTER:
-        # Its lease was lost each time: the processor may be what ends our processes.
-        return failed(task, "the task was interrupted too often", source=source)
+    if is_poison(task):
+        return give_up(task, source=source)
     try:
         payload = msgspec.json.decode(task.payload, type=processor.payload_type)
     except (msgspec.DecodeError, RecursionError) as exc:
@@ -218,6 +204,17 @@ async def _call(processor: Processor, payload: Any, threads: Threads) -> Any:
         room = anyio.CapacityLimiter(1)
         return await anyio.to_process.run_sync(function, payload, cancellable=True, limiter=room)
     return await threads.call(function, payload)
+
+
+def is_poison(task: LeasedTask) -> bool:
+    """Whether its lease was lost so often that the processor may be what ends our processes."""
+    return task.interruptions >= POISON_AFTER
+
+
+def give_up(task: LeasedTask, *, source: str, account: str | None = None, remote: bool = False) -> TaskReport:
+    """The report of a task that is poison."""
+    error = _encode({"message": "the task was interrupted too often"})
+    return report_end(task, TaskState.FAILED, error, source=source, account=account, remote=remote)
 
 
 def failed(task: LeasedTask, message: str, *, source: str) -> TaskReport:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 import msgspec.inspect
 
-from dispatcher.config import Settings
+from dispatcher.config import MAX_TASK_TIMEOUT, Settings
 from dispatcher.errors import ConfigError
 
 #: the type whose payload is passed through as it is
@@ -91,10 +92,6 @@ class Registry:
         """The types that this process works on."""
         return tuple(entry.name for entry in self.all() if entry.kind is not Kind.EXTERNAL)
 
-    def external(self) -> tuple[str, ...]:
-        """The types that are leased over HTTP."""
-        return tuple(entry.name for entry in self.all() if entry.kind is Kind.EXTERNAL)
-
 
 #: where `@processor` registers
 registry = Registry()
@@ -114,8 +111,10 @@ def processor(
 
     Raises ConfigError when the name is bad or taken, or a number is out of range.
     """
-    if not (0 < timeout <= 86400 and 1 <= tries <= 100 and 0 <= backoff <= 3600):
-        raise ConfigError(f"processor {name}: timeout is in (0, 86400] s, tries in [1, 100], backoff in [0, 3600] s")
+    if not (0 < timeout <= MAX_TASK_TIMEOUT and 1 <= tries <= 100 and 0 <= backoff <= 3600):
+        raise ConfigError(
+            f"processor {name}: timeout is in (0, {MAX_TASK_TIMEOUT}] s, tries in [1, 100], backoff in [0, 3600] s"
+        )
 
     def register(function: Function) -> Function:
         is_async = inspect.iscoroutinefunction(function)
@@ -138,25 +137,30 @@ def processor(
     return register
 
 
-def load(settings: Settings) -> Registry:
+def load_processors(settings: Settings) -> Registry:
     """Import every module that registers processors, and add the external ones. Raises ConfigError."""
-    for name in settings.processors:
+    here = str(Path.cwd())
+    if settings.processors and here not in sys.path:
         # As `python -m` would have it: a module of the project one stands in is found.
-        if os.getcwd() not in sys.path:  # noqa: PTH109 - sys.path holds texts
-            sys.path.insert(0, os.getcwd())  # noqa: PTH109
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as exc:
-            raise ConfigError(f"processors: there is no module {name} ({exc})") from exc
-        except ConfigError:
-            raise
-        except Exception as exc:
-            raise ConfigError(f"processors: importing {name} raised {type(exc).__name__}: {exc}") from exc
+        sys.path.insert(0, here)
+    for name in settings.processors:
+        _import(name, partial(importlib.import_module, name))
     for point in entry_points(group=ENTRY_POINT_GROUP):
-        point.load()
+        _import(point.value, point.load)
     for name, seconds in settings.external_processors.items():
         registry.add(Processor(name=name, kind=Kind.EXTERNAL, timeout=seconds, tries=EXTERNAL_TRIES, backoff=0.0))
     return registry
+
+
+def _import(name: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except ModuleNotFoundError as exc:
+        raise ConfigError(f"processors: there is no module {name} ({exc})") from exc
+    except ConfigError:
+        raise
+    except Exception as exc:
+        raise ConfigError(f"processors: importing {name} raised {type(exc).__name__}: {exc}") from exc
 
 
 def _payload_type(function: Callable[..., Any]) -> Any:

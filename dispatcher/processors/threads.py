@@ -17,7 +17,9 @@ class Threads:
     The threads are daemons, unlike those of any pool, so that one that hangs does not keep the program from ending.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_end: Callable[[], None]) -> None:
+        #: told when an abandoned thread has ended
+        self._on_end = on_end
         #: threads still running whose callers have given up: each takes the place of a task
         self.abandoned = 0
 
@@ -29,6 +31,7 @@ class Threads:
         def settle(settled: Callable[[], None]) -> None:
             if done.cancelled():
                 self.abandoned -= 1
+                self._on_end()
             else:
                 settled()
 

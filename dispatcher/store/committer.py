@@ -64,7 +64,11 @@ class _Entry:
 
     def resolve(self, answer: Any) -> None:
         if self.then is not None:
-            self.then(answer)
+            try:
+                self.then(answer)
+            except Exception:
+                # It is the caller's; the other callers must hear of their commit all the same.
+                log.exception("commit_callback_failed")
         if self.answer.done():
             return
         if isinstance(answer, BaseException):

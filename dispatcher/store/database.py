@@ -25,8 +25,6 @@ from dispatcher.errors import ConfigError, StoreUnavailable
 BUSY_TIMEOUT_MS = 2_000
 #: connections for reading
 READERS = 4
-#: how many parameters one statement may carry on every database
-MAX_PARAMETERS = 30_000
 
 
 class now_ms(sa.sql.functions.FunctionElement[int]):  # noqa: N801 - reads as SQL
@@ -108,6 +106,7 @@ _PASSING_SQLITE = frozenset(
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_FULL,
         sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
     }
 )
 

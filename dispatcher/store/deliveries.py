@@ -27,6 +27,7 @@ from dispatcher.store.records import (
     LaneClaim,
     LeasedBatch,
     LeasedDelivery,
+    Released,
     Report,
     Settled,
 )
@@ -218,7 +219,6 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
                 lane=_lane(row),
                 delay=decision.delay,
                 pause=decision.pause,
-                reason=decision.reason,
             )
         )
     await _write_outcomes(tx, kept)
@@ -235,13 +235,14 @@ async def reap(tx: Transaction, limit: int) -> int:
     return await interrupt(tx, list(ids))
 
 
-async def interrupt(tx: Transaction, ids: list[str]) -> int:
-    """Record that the leases of these deliveries ended without a report."""
+async def interrupt(tx: Transaction, ids: list[str], *, held_by: str | None = None) -> int:
+    """Record that leases of these deliveries ended without a report; of one session only, if it is named."""
     rows = await _reported(tx, ids)
     kept = []
     for row in rows.values():
-        report = _interrupted(row["id"], row["attempt"])
-        kept.append((report, row, _decide(report, row, tx.now)))
+        if held_by is None or row["session"] == held_by:
+            report = _interrupted(row["id"], row["attempt"])
+            kept.append((report, row, _decide(report, row, tx.now)))
     await _write_outcomes(tx, kept)
     return len(kept)
 
@@ -391,22 +392,27 @@ class Release:
     delay: float = 0.0
 
 
-async def release(tx: Transaction, releases: Sequence[Release]) -> list[bool]:
+async def release(tx: Transaction, releases: Sequence[Release]) -> list[Released | None]:
     """Give leases back as if they had never been taken: the attempt's number is free again.
 
-    That is safe because only the holder does this, and it has forgotten the delivery. A mark that was put
-    meanwhile is applied.
+    That is safe because only the holder does this, and it has forgotten the delivery. A mark that was put meanwhile
+    is applied; a new callback URL owes the old one's pause nothing. Answers where each waits, None where none does.
     """
     rows = await _reported(tx, [release.delivery_id for release in releases])
-    held = [
-        (release, rows[release.delivery_id])
-        for release in releases
-        if release.delivery_id in rows
-        and rows[release.delivery_id]["attempt"] == release.attempt
-        and rows[release.delivery_id]["session"] == tx.session
-    ]
-    cancelled = [row for _, row in held if row["mark"] == Mark.CANCEL]
-    pending = [(release, row) for release, row in held if row["mark"] != Mark.CANCEL]
+    results: list[Released | None] = []
+    cancelled, pending = [], []
+    for release in releases:
+        row = rows.get(release.delivery_id)
+        if row is None or row["attempt"] != release.attempt or row["session"] != tx.session:
+            results.append(None)
+        elif row["mark"] == Mark.CANCEL:
+            cancelled.append(row)
+            results.append(None)
+        else:
+            delay = 0.0 if row["mark"] == Mark.RETARGET else release.delay
+            released = Released(lane=_lane(row), delay=delay)
+            pending.append({"key": row["id"], "lane": released.lane, "due_at": tx.now + round(delay * 1000)})
+            results.append(released)
     await cancel(tx, cancelled)
     if pending:
         await tx.connection.execute(
@@ -420,12 +426,9 @@ async def release(tx: Transaction, releases: Sequence[Release]) -> list[bool]:
                 lane=sa.bindparam("lane"),
                 due_at=sa.bindparam("due_at"),
             ),
-            [
-                {"key": row["id"], "lane": _lane(row), "due_at": tx.now + round(release.delay * 1000)}
-                for release, row in pending
-            ],
+            pending,
         )
-    return [release.delivery_id in rows for release in releases]
+    return results
 
 
 async def cancel(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:

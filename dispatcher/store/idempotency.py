@@ -52,7 +52,7 @@ class Answers:
             return None
         fingerprint, answer = found
         if fingerprint != key.fingerprint:
-            return mismatch()
+            return _mismatch()
         return Replayed(answer=answer)
 
     def keep(self, key: IdempotencyKey | None, answer: bytes) -> None:
@@ -83,7 +83,7 @@ class Answers:
 async def earlier_answer(database: Database, key: IdempotencyKey) -> Replayed | None:
     """The answer to an earlier request under this key. Raises Problem when it belongs to another body.
 
-    For a look before a request is checked: what was accepted once stays accepted, though it could not be now.
+    For a request that fails its checks: what was accepted once stays accepted, though it could not be now.
     """
     async with database.read() as connection:
         rows = await connection.execute(
@@ -98,11 +98,11 @@ async def earlier_answer(database: Database, key: IdempotencyKey) -> Replayed | 
     if row is None:
         return None
     if row.fingerprint != key.fingerprint:
-        raise mismatch()
+        raise _mismatch()
     return Replayed(answer=row.answer)
 
 
-def mismatch() -> Problem:
+def _mismatch() -> Problem:
     """The key was used with another body."""
     return Problem("idempotency-mismatch", "This Idempotency-Key was used before with another body; use a new key.")
 

@@ -135,7 +135,15 @@ class Settled:
     delay: float | None
     #: seconds for which the endpoint asked us to stay away
     pause: float | None
-    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Released:
+    """Where a delivery waits whose lease was given back."""
+
+    lane: str
+    #: seconds until it is due
+    delay: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from dispatcher.store.records import (
     LeasedBatch,
     LeasedTask,
     NewTask,
+    Released,
     Replayed,
     Report,
     Settled,
@@ -125,9 +126,9 @@ class Store:
         """Record an attempt and what follows from it. Raises LeaseLost."""
         return await self._committer.write(deliveries.settle, report)
 
-    async def release(self, release: deliveries.Release) -> None:
-        """Give back the lease of a delivery that was not sent."""
-        await self._committer.write(deliveries.release, release)
+    async def release(self, release: deliveries.Release) -> Released | None:
+        """Give back the lease of a delivery that was not sent; tells where it waits now, if it does."""
+        return await self._committer.write(deliveries.release, release)
 
     async def redeliver(
         self, account: str, delivery_id: str, key: IdempotencyKey | None
@@ -156,7 +157,7 @@ class Store:
 
     async def unknown_leases(self, known: frozenset[str]) -> set[str]:
         """Deliveries leased to this process that are not among those it knows."""
-        return await self._committer.write(upkeep.held_leases, known)
+        return await self._committer.write(upkeep.unknown_leases, known)
 
     async def interrupt(self, delivery_ids: Sequence[str]) -> int:
         """Free leases of our own that nobody works on."""

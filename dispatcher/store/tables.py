@@ -1,7 +1,7 @@
 """The tables of accounts, tasks, deliveries and what belongs to them.
 
 Migrations create these (`dispatcher/store/migrations`); a test holds the two together. Ids are UUIDv7 in hex,
-moments are milliseconds by the database's clock, and what could identify a callback URL is encrypted.
+moments are milliseconds by the database's clock. Of a callback URL the origin stands in clear, the rest is encrypted.
 """
 
 from __future__ import annotations

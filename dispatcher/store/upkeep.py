@@ -36,7 +36,7 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
     )
     over = rows.all()
     unfinished = [row.id for row in over if row.state in {TaskState.QUEUED, TaskState.PROCESSING}]
-    finished = [row.id for row in over if row.id not in set(unfinished)]
+    finished = [row.id for row in over if row.state not in {TaskState.QUEUED, TaskState.PROCESSING}]
     await work.expire(tx, unfinished)
     if finished:
         ended = await tx.connection.execute(
@@ -93,7 +93,7 @@ async def forget_answers(tx: Transaction, items: Sequence[None]) -> list[int]:
     return [result.rowcount, *(0 for _ in items[1:])]
 
 
-async def held_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> list[set[str]]:
+async def unknown_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> list[set[str]]:
     """The deliveries leased to this session that the process does not know of."""
     rows = await tx.connection.scalars(
         sa.select(deliveries.c.id).where(
@@ -106,4 +106,4 @@ async def held_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> list[
 
 async def interrupt(tx: Transaction, groups: Sequence[Sequence[str]]) -> list[int]:
     """Free leases of our own that nobody works on."""
-    return [await delivery_store.interrupt(tx, list(ids)) for ids in groups]
+    return [await delivery_store.interrupt(tx, list(ids), held_by=tx.session) for ids in groups]

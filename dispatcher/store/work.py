@@ -27,13 +27,21 @@ from dispatcher.store.tables import bodies, deliveries, is_processing, is_queued
 
 async def lease(tx: Transaction, claims: Sequence[TaskClaim]) -> list[list[LeasedTask]]:
     """Lease due tasks of the wanted types, oldest first. Tasks whose window has ended are expired instead."""
-    return [await _lease_one(tx, claim) for claim in claims]
+    leased = []
+    for claim in claims:
+        found, expired = await _lease_some(tx, claim)
+        while expired and not found:
+            # Those whose window had ended stood in front of others.
+            found, expired = await _lease_some(tx, claim)
+        leased.append(found)
+    return leased
 
 
-async def _lease_one(tx: Transaction, claim: TaskClaim) -> list[LeasedTask]:
+async def _lease_some(tx: Transaction, claim: TaskClaim) -> tuple[list[LeasedTask], int]:
+    """The tasks that were leased, and how many were expired instead."""
     ids = list(await tx.connection.scalars(_due(claim, tx.now)))
     if not ids:
-        return []
+        return [], 0
     rows = await tx.connection.execute(
         sa.select(tasks, bodies.c.content)
         .select_from(tasks.join(bodies, bodies.c.id == tasks.c.id))
@@ -61,7 +69,7 @@ async def _lease_one(tx: Transaction, claim: TaskClaim) -> list[LeasedTask]:
             ),
             [{"key": key, "until": end} for key, end in until.items()],
         )
-    return [_leased(row, until[row["id"]]) for row in usable]
+    return [_leased(row, until[row["id"]]) for row in usable], len(over)
 
 
 def _due(claim: TaskClaim, now: int) -> sa.Select[Any]:
@@ -205,7 +213,10 @@ async def reap(tx: Transaction, limit: int) -> int:
     """Queue tasks that dead sessions, or remote processors past their lease, left in work. Answers how many."""
     over = sa.or_(is_over(tasks.c.session), tasks.c.lease_until <= tx.now)
     rows = await tx.connection.execute(
-        sa.select(tasks.c.id, tasks.c.failures, tasks.c.interruptions).where(is_processing, over).limit(limit)
+        sa.select(tasks.c.id, tasks.c.failures, tasks.c.interruptions)
+        .where(is_processing, over)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     left = rows.all()
     for row in left:

@@ -28,6 +28,15 @@ def test_due_is_told_without_taking() -> None:
     assert not agenda.is_due("b", 5.0)
 
 
+def test_what_is_left_behind_does_not_pile_up() -> None:
+    agenda = Agenda()
+    for _ in range(10_000):
+        agenda.note("a", 1e9)
+        agenda.note("a", 1.0)
+        assert agenda.take_due(1.0, 1) == ["a"]
+    assert len(agenda._heap) < 1_000
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 20)), max_size=60), st.integers(0, 20))
 def test_it_agrees_with_a_dict(notes: list[tuple[str, int]], now: int) -> None:
     agenda = Agenda()

@@ -108,6 +108,15 @@ async def test_a_caller_that_goes_away_cancels_nothing(committer: Committer, dat
     assert await stored(database) == {"row"}
 
 
+async def test_a_callback_that_fails_harms_nobody(committer: Committer) -> None:
+    def fails(_answer: object) -> None:
+        raise RuntimeError("in the callback")
+
+    insert = Inserts()
+    assert await committer.write(insert, "row", then=fails) == "ROW"
+    assert await committer.write(insert, "next") == "NEXT"
+
+
 async def test_stopping_commits_what_has_gathered(database: Database) -> None:
     committer = Committer(database, session=await open_session(database, ttl=60, alone=True))
     insert = Inserts()

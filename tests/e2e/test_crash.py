@@ -41,10 +41,12 @@ SINGLE, BATCHES, IN_BATCH = 50, 3, 15
 
 #: seconds for a stage to be passed often enough
 REACHED_WITHIN = 20.0
-#: seconds for all that is left when the killing is over
-SETTLED_WITHIN = 30.0
+#: seconds for all that is left when the killing is over: a suspect waits up to 27 s
+SETTLED_WITHIN = 45.0
 
-#: what each round ends with: the n-th passage of a stage, or (None) a random moment after n requests were received
+#: what each round ends with: the n-th passage of a stage, or (None) a random moment after n requests were received.
+#: The next round begins at once, with what the one before left. Ten interruptions in a row, which end a delivery as
+#: poison, take 80 s of waits on average (2, 4, 8, and then 16 s each time); the killing takes 30 to 45 s.
 ROUNDS: tuple[tuple[Stage | None, int], ...] = (
     (None, 40),
     (Stage.INSERTED, 4),
@@ -130,7 +132,6 @@ class Scene:
     authorization: dict[str, str] = field(default_factory=dict)
     kills: list[Kill] = field(default_factory=list)
     most_interruptions: int = 0
-    most_lost_tries: int = 0
 
     @property
     def file(self) -> Path:
@@ -166,12 +167,8 @@ class Scene:
         return ledger
 
     def kill_at_random(self, work: list[Submission], received: int, chance: random.Random) -> None:
-        """kill -9 from outside, a moment after so many requests more were received.
-
-        Before, what is left of earlier rounds comes to its end: ten interruptions in a row would end a delivery
-        for good (`poison`), and that is not what is examined here.
-        """
-        self.come_to_rest()
+        """kill -9 from outside, a moment after so many requests more were received."""
+        self.start()
         before = len(self.received())
         self.clients.submit(work)
         until(lambda: len(self.received()) >= before + received, within=REACHED_WITHIN)
@@ -214,7 +211,6 @@ class Scene:
             )
         )
         self.most_interruptions = max(self.most_interruptions, found.most_interruptions)
-        self.most_lost_tries = max(self.most_lost_tries, found.most_lost_tries)
 
     def _check_stage(self, stage: Stage, witness: dict[str, Any], found: Books) -> None:
         """The process died where it was meant to: the file and the receivers say so."""
@@ -280,6 +276,7 @@ def test_kill_9_loses_nothing(scene: Scene, capsys: pytest.CaptureFixture[str]) 
             scene.kill_at_random(work, count, chance)
         else:
             scene.kill_at(work, stage, count)
+    killing = time.monotonic() - started
     ledger = scene.come_to_rest()
     tasks = len(ROUNDS) * (SINGLE + BATCHES * IN_BATCH)
     assert {name: value for name, value in ledger.items() if value} == {
@@ -292,7 +289,9 @@ def test_kill_9_loses_nothing(scene: Scene, capsys: pytest.CaptureFixture[str]) 
     assert scene.server.stop() == 0
 
     figures = _check_everything(scene, tasks)
-    figures["seconds"] = f"{time.monotonic() - started:.0f}"
+    figures["seconds"] = (
+        f"{time.monotonic() - started:>6.0f}   {killing:.0f} of them killing, then until all was delivered"
+    )
     with capsys.disabled():
         print("\n" + _table(scene, figures))
 
@@ -333,6 +332,7 @@ def _check_everything(scene: Scene, tasks: int) -> dict[str, object]:
     assert found.counted == {"accepted": tasks, "delivered": tasks}
     assert found.deliveries.keys() == accepted.keys()
     assert not any(books.remains(scene.file).values()), books.remains(scene.file)
+    assert found.failed_tries == 0, "an interruption was counted as a failed try"
     assert '"level": "error"' not in scene.server.log.read_text()
 
     bodies: dict[str, set[bytes]] = {}
@@ -371,6 +371,7 @@ def _check_everything(scene: Scene, tasks: int) -> dict[str, object]:
         "duplicates": len(repeated),
         "by kill": by_kill,
         "lost": tasks - len(settled),
+        "task interruptions": max(found.task_interruptions.values()),
     }
 
 
@@ -406,8 +407,8 @@ def _table(scene: Scene, figures: dict[str, Any]) -> str:
         f"requests received      {figures['received']:>6}   {figures['failed']} answered 503 on purpose, "
         f"{figures['duplicates']} duplicates",
         f"attempts interrupted   {figures['interrupted']:>6}   at most {scene.most_interruptions} in a row for one "
-        f"delivery; at most {scene.most_lost_tries} tries lost by one task",
-        f"seconds                {figures['seconds']:>6}",
+        f"delivery, and {figures['task interruptions']} for one task",
+        f"seconds                {figures['seconds']}",
     ]
     return "\n".join(lines)
 

@@ -76,9 +76,14 @@ def small_disk(folder: Path, *, size: int) -> Iterator[tuple[str, ...]]:
         missing("root, to mount a small disk")
     if not (shutil.which("unshare") and shutil.which("mount")):
         missing("unshare and mount")
-    prefix = ("unshare", "-m", "sh", "-c", f'mount -t tmpfs -o size={size} none "{folder}" && exec "$0" "$@"')
-    tried = subprocess.run([*prefix, "true"], capture_output=True, check=False, timeout=10)
-    if tried.returncode != 0:
+    mount = f'mount -t tmpfs -o size={size} none "{folder}" && exec "$0" "$@"'
+    # In a chroot whose root is no mount of its own, mounts cannot be made private; there they must be so already.
+    ways = [("unshare", "-m"), ("unshare", "-m", "--propagation", "unchanged")]
+    for way in ways[: 1 if "shared:" in Path("/proc/self/mountinfo").read_text() else 2]:
+        prefix = (*way, "sh", "-c", mount)
+        if subprocess.run([*prefix, "true"], capture_output=True, check=False, timeout=10).returncode == 0:
+            break
+    else:
         missing("the right to mount a small disk")
     yield prefix
 

@@ -28,8 +28,10 @@ class Books:
     leased: frozenset[Sending]
     #: the most that any one delivery was interrupted in a row
     most_interruptions: int
-    #: the most tries that any one task lost
-    most_lost_tries: int
+    #: leases in a row that were interrupted, by task
+    task_interruptions: dict[str, int]
+    #: tries of tasks that count as failed
+    failed_tries: int
     #: `accepted`, and deliveries by their final state, as they were counted one by one
     ledger: dict[str, int]
 
@@ -49,14 +51,16 @@ class Books:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
             connection.execute("BEGIN")
             rows = connection.execute("SELECT id, state, attempt, repeats, last_outcome FROM deliveries").fetchall()
+            work = connection.execute("SELECT id, state, interruptions, failures FROM tasks").fetchall()
             ledger = connection.execute("SELECT state, sum(count) FROM ledger GROUP BY state")
             return cls(
-                tasks=dict(connection.execute("SELECT id, state FROM tasks")),
+                tasks={row[0]: row[1] for row in work},
                 deliveries={row[0]: row[1] for row in rows},
                 attempts={row[0]: row[2] for row in rows},
                 leased=frozenset((row[0], row[2]) for row in rows if row[1] == "leased"),
                 most_interruptions=max((row[3] for row in rows if row[4] == "interrupted"), default=0),
-                most_lost_tries=max((row[0] for row in connection.execute("SELECT failures FROM tasks")), default=0),
+                task_interruptions={row[0]: row[2] for row in work},
+                failed_tries=sum(row[3] for row in work),
                 ledger={state: number for state, number in ledger if number},
             )
 
@@ -69,10 +73,10 @@ def outcomes(file: Path) -> dict[Sending, str]:
 
 
 def remains(file: Path) -> dict[str, int]:
-    """What there must be none of once everything is delivered."""
+    """What there must be none of once everything is delivered and the dispatcher was stopped."""
     questions = {
         "callback URLs": "SELECT count(*) FROM tasks WHERE callback_url IS NOT NULL",
-        "sessions but the last": "SELECT count(*) - 1 FROM sessions",
+        "sessions": "SELECT count(*) FROM sessions",
         "tasks with a lease": "SELECT count(*) FROM tasks WHERE session IS NOT NULL OR due_at IS NOT NULL",
         "deliveries with a lease": "SELECT count(*) FROM deliveries WHERE session IS NOT NULL OR due_at IS NOT NULL",
         "deliveries without a task": "SELECT count(*) FROM deliveries WHERE task_id NOT IN (SELECT id FROM tasks)",
