@@ -222,6 +222,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _PORT = re.compile(r"[0-9]{1,5}")
+_MAX_LABEL = 63
 _MAX_NAME = 253  # RFC 1035, section 2.3.4, as text
 
 
@@ -359,6 +360,9 @@ def _parse_host(text: str) -> tuple[str, Address | None]:
 
 def _parse_name(text: str) -> str:
     name = text.lower().removesuffix(".")
+    if len(name) > _MAX_NAME or max(map(len, name.split("."))) > _MAX_LABEL:
+        # Before anything else is done with it: the time that IDNA takes grows with the square of a label.
+        raise EgressRefused("the host is not a valid name")
     if not name.isascii():
         try:
             # strict IDNA 2008: nothing is mapped, so that no look-alike digit or dot turns into another host

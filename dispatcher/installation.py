@@ -119,6 +119,7 @@ def _make(data_dir: Path) -> None:
 def _restrict(file: Path) -> None:
     """Make a new database file readable by its owner only; SQLite gives its other files the same mode."""
     file.touch(mode=0o600, exist_ok=True)
+    file.chmod(0o600)
 
 
 @contextmanager

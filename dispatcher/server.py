@@ -31,11 +31,14 @@ from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store
+from dispatcher.store import accounts as token_store
 
 log = structlog.get_logger(__name__)
 
 #: the account that `--dev` makes a token for
 DEV_ACCOUNT = "dev"
+#: and the note by which that token is known
+DEV_NOTE = "made by serve --dev"
 
 
 async def serve(settings: Settings) -> None:
@@ -46,6 +49,8 @@ async def serve(settings: Settings) -> None:
         stack.enter_context(sole_server(settings))
         installation = await open_installation(settings)
         stack.push_async_callback(installation.database.close)
+        if not settings.dev:
+            await token_store.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
         listener = stack.enter_context(_listen(settings.host, settings.port))
         store = await Store.open(
             installation.database,

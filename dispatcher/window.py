@@ -18,7 +18,7 @@ from urllib.parse import unquote
 #: characters of a target that are looked at; the URL limit of the API is below this
 MAX_TARGET = 16_384
 #: path segments and query values that are looked at
-MAX_CANDIDATES = 256
+MAX_CANDIDATES = 64
 #: Unix seconds at the end of the year 9999; a later `exp` is no time
 MAX_EXPIRY = 253_402_300_799
 #: characters from which on a text may be a credential
@@ -73,7 +73,8 @@ def find_token(target: str) -> Token:
 
 
 def _candidates(target: str) -> Iterator[str]:
-    path, _, query = _AUTHORITY.sub("", target, count=1).partition("#")[0].partition("?")
+    authority = _AUTHORITY.match(target)
+    path, _, query = target[authority.end() if authority else 0 :].partition("#")[0].partition("?")
     for segment in path.split("/"):
         yield unquote(segment)
     for pair in query.split("&"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
@@ -42,9 +44,9 @@ def add_routes(router: APIRouter, services: Services) -> None:
     async def change_account(request: Request) -> Response:
         caller = await services.auth.caller(request, scope="account:write")
         change = await read_shape(request, shapes.AccountChange)
-        current = await accounts.read_account(database, keyring, caller.account)
-        changed = _changed(current, change)
-        await accounts.write_account(database, keyring, changed, actor=f"token {caller.jti}")
+        changed = await accounts.change_account(
+            database, keyring, caller.account, partial(_changed, change=change), actor=f"token {caller.jti}"
+        )
         services.accounts.forget(caller.account)
         return answer(view(changed))
 

@@ -80,7 +80,12 @@ class Front:
         """Serve one connection of the ASGI server."""
         handler = self._hot.get(scope["path"]) if scope["type"] == "http" else None
         if handler is None or scope["method"] != "POST":
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            except Exception:
+                # A request's fault was answered and logged; raised on, the server would log its text as well.
+                if scope["type"] != "http":
+                    raise
             return
         response = await handler(Request(scope, receive))
         await response(scope, receive, send)

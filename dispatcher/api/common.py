@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Query
@@ -31,11 +31,6 @@ def before(cursor: str | None) -> str | None:
     if cursor is not None and not is_id(cursor):
         raise invalid("/cursor", "must be the next_cursor of an earlier page")
     return cursor
-
-
-def next_cursor(items: list[Any], limit: int) -> str | None:
-    """The cursor of the page after this one; None after the last."""
-    return items[-1].id if len(items) == limit else None
 
 
 def known(kind: str, identifier: str) -> str:

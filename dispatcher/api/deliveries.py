@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known, next_cursor
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.reading import read_body
@@ -32,7 +32,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
         cursor: Cursor = None,
     ) -> Response:
         caller = await services.auth.caller(request, scope="deliveries:read")
-        rows = await queries.list_deliveries(
+        page = await queries.list_deliveries(
             store.database,
             caller.account,
             limit=limit,
@@ -40,8 +40,8 @@ def add_routes(router: APIRouter, services: Services) -> None:
             state=state,
             task_id=task_id,
         )
-        items = [views.delivery(row) for row in rows]
-        return answer(shapes.DeliveryList(items=items, next_cursor=next_cursor(items, limit)))
+        items = [views.delivery(row) for row in page.rows]
+        return answer(shapes.DeliveryList(items=items, next_cursor=page.next_cursor))
 
     @router.get(
         "/deliveries/{id}",

@@ -6,6 +6,7 @@ whose lane has room is committed as leased to this process and handed to its lan
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -32,6 +33,8 @@ from dispatcher.store.records import IdempotencyKey, LeasedDelivery, NewTask, Re
 from dispatcher.window import Token
 
 ACCEPTED = 202
+#: tasks of a batch that are read before others have their turn
+TASKS_PER_TURN = 20
 
 _encode = msgspec.json.encode
 
@@ -93,6 +96,8 @@ class Intake:
         tasks: list[NewTask] = []
         items: list[shapes.BatchItem] = []
         for index, raw in enumerate(batch.tasks):
+            if index % TASKS_PER_TURN == 0:
+                await asyncio.sleep(0)
             try:
                 task, token = self._services.reader.task(raw, account=account, trace=trace, prefix=f"/tasks/{index}")
             except Problem as problem:

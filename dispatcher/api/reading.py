@@ -217,7 +217,7 @@ class Reader:
         """Raises Problem when JSON is longer than `limit` bytes, or nested too deeply."""
         if len(raw) > limit:
             raise too_large(field, limit)
-        if nesting(raw) > self.settings.max_nesting:
+        if is_nested_deeper(raw, self.settings.max_nesting):
             raise invalid(field, f"must not be nested deeper than {self.settings.max_nesting}")
 
     def _headers(self, headers: Mapping[str, str], field: str) -> Headers:
@@ -230,7 +230,8 @@ class Reader:
                 raise invalid(field, "must have header names as in RFC 9110, of at most 100 characters")
             # a JSON pointer writes ~ as ~0 (RFC 6901); a header's name has no slash
             pointer = f"{field}/{name.replace('~', '~0')}"
-            if RESERVED.match(name):
+            # CGI folds _ into -, so there the one name is the other.
+            if RESERVED.match(name.replace("_", "-")):
                 raise invalid(pointer, "is a header that the dispatcher sets itself")
             if not _HEADER_VALUE.match(value):
                 raise invalid(pointer, "must be printable ASCII without space at its ends")
@@ -239,19 +240,16 @@ class Reader:
         return tuple(headers.items())
 
 
-def nesting(raw: bytes) -> int:
-    """How deep valid JSON is nested; exact only where it could matter, else an upper bound."""
-    bound = raw.count(b"[") + raw.count(b"{")
-    if bound <= 16:
-        return bound
-    depth = deepest = 0
+def is_nested_deeper(raw: bytes, limit: int) -> bool:
+    """Whether valid JSON is nested deeper than a limit."""
+    if raw.count(b"[") + raw.count(b"{") <= limit:
+        return False
+    depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", raw)):
-        if bracket in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        else:
-            depth -= 1
-    return deepest
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limit:
+            return True
+    return False
 
 
 def check_schemes(schemes: tuple[str, ...], secret: Secret | None, field: str) -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, find_task, known, next_cursor
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, find_task, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.reading import read_shape
 from dispatcher.api.services import Services
@@ -27,11 +27,11 @@ def add_routes(router: APIRouter, services: Services) -> None:
         cursor: Cursor = None,
     ) -> Response:
         caller = await services.auth.caller(request, scope="tasks:read")
-        rows = await queries.list_tasks(
+        page = await queries.list_tasks(
             store.database, caller.account, limit=limit, before=before(cursor), state=state, type=type
         )
-        items = [views.task(row) for row in rows]
-        return answer(shapes.TaskList(items=items, next_cursor=next_cursor(items, limit)))
+        items = [views.task(row) for row in page.rows]
+        return answer(shapes.TaskList(items=items, next_cursor=page.next_cursor))
 
     @router.get("/tasks/{id}", **documented("Read a task", shapes.Task, tag="tasks"))
     async def read_task(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name

@@ -48,6 +48,12 @@ class Timing:
     wait: float | None = None
 
 
+#: bytes on the wire of one answer: interim answers, headers, framing and body together
+MAX_ANSWER_BYTES = 192 * 1024
+#: bytes given to the parser at a time; between two of them other work has its turn
+_READ_BYTES = 8 * 1024
+
+
 class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     """One TCP or TLS connection.
 
@@ -68,6 +74,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self.ended = False
         #: when it was opened, on the event loop's clock
         self.opened_at = self._loop.time()
+        #: bytes of this attempt's answer that were taken, framing and interim answers included
+        self.taken = 0
         #: when the first byte of this attempt was sent, on the clock of `time.perf_counter`
         self.sent_at: float | None = None
 
@@ -100,6 +108,9 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         Bytes that came before a reset are read before it is raised.
         """
         self._flush()
+        if self._buffer:
+            # A peer that keeps the buffer full must not keep the event loop.
+            await asyncio.sleep(0)
         while not self._buffer:
             if isinstance(self._error, ssl.SSLError):
                 # TLS 1.3 tells a client only after the handshake that its certificate was missing
@@ -110,8 +121,13 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
                 return b""
             self._reader = self._loop.create_future()
             await self._reader
-        data = bytes(self._buffer[:max_bytes])
-        del self._buffer[:max_bytes]
+        size = min(max_bytes, _READ_BYTES)
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self.taken += len(data)
+        if self.taken > MAX_ANSWER_BYTES:
+            self.abort()
+            raise SendError(Outcome.PROTOCOL_ERROR, "the answer is too large")
         if self._reading_paused and self._transport is not None and not self._transport.is_closing():
             self._reading_paused = False
             self._transport.resume_reading()
@@ -216,6 +232,7 @@ class Dialer(httpcore.AsyncNetworkBackend):
         self._deadline = deadline
         if self.stream is not None:
             self.stream.sent_at = None
+            self.stream.taken = 0
 
     async def connect_tcp(
         self,

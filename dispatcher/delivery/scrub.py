@@ -6,6 +6,7 @@ it comes as it was, cut short, or escaped for JSON, HTML or a URL.
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections.abc import Iterator
@@ -23,6 +24,10 @@ TELLING_START = 12
 MAX_LAYERS = 3
 #: characters of an answer's body that are kept
 KEPT_BODY = 2048
+#: bytes of it that are looked at for that
+SEEN_BODY = KEPT_BODY + 10_000
+#: things to look for, beyond which nothing of an answer is kept: looking would take too long
+MAX_NEEDLES = 300
 #: headers of an answer that are kept, and characters of each
 KEPT_HEADERS = 30
 KEPT_HEADER = 300
@@ -37,6 +42,9 @@ class Scrubber:
 
     def __init__(self, callback: Callback, *, path: str, secret: Secret | None) -> None:
         needles = {needle for needle in _needles(callback, path, secret) if len(needle) >= MIN_PART}
+        self._blind = len(needles) > MAX_NEEDLES
+        if self._blind:
+            needles = set()
         starts = {needle[:TELLING_START] for needle in needles if len(needle) > TELLING_START}
         # The longest first: a part of a needle must not be taken out of its middle.
         whole = [re.escape(needle) for needle in sorted(needles, key=len, reverse=True)]
@@ -46,6 +54,8 @@ class Scrubber:
 
     def text(self, text: str) -> str:
         """The text without them; nothing of it, if one is in there that only shows when escapes are undone."""
+        if self._blind:
+            return REDACTED
         scrubbed = self._pattern.sub(REDACTED, text) if self._pattern else text
         if _ESCAPING.search(scrubbed):
             plain = _unescaped(scrubbed)
@@ -60,8 +70,11 @@ class Scrubber:
     def _body(self, body: bytes) -> str | None:
         if not body:
             return None
-        # NUL cannot be stored as text everywhere.
-        return self.text(body.decode(errors="replace").replace("\0", "\ufffd"))[:KEPT_BODY]
+        if b"\0" in body:
+            # Not text, or text in an encoding in which nothing would be recognised.
+            return REDACTED
+        # What is looked at reaches beyond what is kept by more than the longest URL.
+        return self.text(body[:SEEN_BODY].decode(errors="replace"))[:KEPT_BODY]
 
     def _headers(self, headers: Headers) -> Headers:
         return tuple(
@@ -82,7 +95,19 @@ def _needles(callback: Callback, path: str, secret: Secret | None) -> Iterator[s
             yield owned.reveal().removeprefix(PREFIX)
     for _, value in callback.headers:
         yield value
-        yield from value.split()
+        for word in value.split():
+            yield word
+            yield from _basic(word)
+
+
+def _basic(word: str) -> Iterator[str]:
+    """Name and password of HTTP's Basic scheme (RFC 7617), if that is what a word is."""
+    try:
+        name, _, password = base64.b64decode(word, validate=True).decode().partition(":")
+    except ValueError:
+        return
+    yield name
+    yield password
 
 
 def _unescaped(text: str) -> str:

@@ -28,6 +28,8 @@ __all__ = ["HttpxTransport", "Request", "Response", "Timing", "Transport"]
 
 #: bytes of an answer's body that are read; what is beyond is not ours to carry
 MAX_BODY_BYTES = 64 * 1024
+#: pieces in which a body may come; whoever sends more of them means to keep us busy
+MAX_PIECES = 2_000
 #: headers of an answer that are kept; httpcore refuses more than 100 KiB of them outright
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 16 * 1024
@@ -195,19 +197,20 @@ class _Slot:
 
     async def _read_body(self, answer: httpx.Response, deadline: float) -> tuple[bytes, bool]:
         """The body and whether it is whole. The answer stands already: nothing that fails here undoes it."""
-        body = bytearray()
+        body, pieces = bytearray(), 0
         try:
             async with asyncio.timeout_at(deadline):
                 # raw: httpx would undo content codings, and a small body can unpack to a huge one
                 async for chunk in _raw(answer):
                     body += chunk
-                    if len(body) > MAX_BODY_BYTES:
+                    pieces += 1
+                    if len(body) > MAX_BODY_BYTES or pieces > MAX_PIECES:
                         # not `break`: closed, the connection ends the loop through every generator below
                         self.close()
                 await answer.aclose()  # makes the connection ready for its next request
         except (TimeoutError, httpx.TransportError, SendError):
             return bytes(body[:MAX_BODY_BYTES]), False
-        return bytes(body[:MAX_BODY_BYTES]), len(body) <= MAX_BODY_BYTES
+        return bytes(body[:MAX_BODY_BYTES]), len(body) <= MAX_BODY_BYTES and pieces <= MAX_PIECES
 
     @property
     def reusable(self) -> bool:

@@ -24,7 +24,7 @@ from dispatcher.models import TaskState
 from dispatcher.processors.registry import Kind, Processor, Registry
 from dispatcher.processors.threads import Threads
 from dispatcher.retry import POISON_AFTER
-from dispatcher.store import Store
+from dispatcher.store import Store, queries
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
 from dispatcher.store.work import TaskRelease
 
@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: seconds between looks for due tasks that no hint told of
 POLL_INTERVAL = 10.0
+#: seconds to rest at least, when a task is due that another process may just be leasing
+MIN_REST = 0.05
 #: seconds before a task is tried again that failed by a fault of ours
 FAULT_DELAY = 1.0
 
@@ -86,8 +88,13 @@ class TaskEngine:
             begun.add_done_callback(self._finished)
         if len(tasks) < free or free <= 0:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(POLL_INTERVAL):
+                async with asyncio.timeout(await self._rest(free)):
                     await self._wake.wait()
+
+    async def _rest(self, free: int) -> float:
+        """Seconds to rest at most: until the next task is due, if there is room for it."""
+        due = await queries.next_task_due(self._store.database, self._registry.local()) if free > 0 else None
+        return POLL_INTERVAL if due is None else min(POLL_INTERVAL, max(MIN_REST, due))
 
     def _finished(self, run: asyncio.Task[None]) -> None:
         self._runs.discard(run)
@@ -124,8 +131,6 @@ class TaskEngine:
         settled = await self._finish(report)
         if settled is not None:
             log.info("task", task=task.id, type=task.type, attempt=task.attempt, state=str(settled.state))
-            if report.retry_in is not None:
-                asyncio.get_running_loop().call_later(report.retry_in, self.wake)
             if settled.lane is not None:
                 metrics.tasks_finished.labels(settled.state).inc()
                 self._on_result(settled.lane)

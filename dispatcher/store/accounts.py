@@ -5,7 +5,7 @@ The command line and the API both write here; the command line does so while the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -55,8 +55,13 @@ async def issuer(database: Database) -> str:
 async def read_account(database: Database, keyring: Keyring, account: str) -> Account:
     """An account's settings; defaults where it has none."""
     async with database.read() as connection:
-        rows = await connection.execute(sa.select(accounts).where(accounts.c.id == account))
-        row = rows.mappings().one_or_none()
+        return await _read(connection, keyring, account)
+
+
+async def _read(connection: AsyncConnection, keyring: Keyring, account: str, *, lock: bool = False) -> Account:
+    query = sa.select(accounts).where(accounts.c.id == account)
+    rows = await connection.execute(query.with_for_update() if lock else query)
+    row = rows.mappings().one_or_none()
     if row is None:
         return Account(id=account)
     sealed = row["default_secret"]
@@ -68,18 +73,25 @@ async def read_account(database: Database, keyring: Keyring, account: str) -> Ac
     )
 
 
-async def write_account(database: Database, keyring: Keyring, account: Account, *, actor: str) -> None:
-    """Store an account's settings, and who changed them."""
-    secret = account.default_secret
-    values = {
-        "default_secret": seal_account_secret(keyring, secret, account=account.id) if secret else None,
-        "schemes": list(account.schemes) if account.schemes is not None else None,
-        "retry_schedule": list(account.retry_schedule) if account.retry_schedule is not None else None,
-    }
+async def change_account(
+    database: Database, keyring: Keyring, account: str, change: Callable[[Account], Account], *, actor: str
+) -> Account:
+    """Change an account's settings, and note who did: read, change and write are one transaction."""
     async with database.write() as connection:
-        await _ensure(connection, account.id)
-        await connection.execute(sa.update(accounts).where(accounts.c.id == account.id).values(values))
-        await _note(connection, account=account.id, actor=actor, action="account.update", subject=account.id)
+        await _ensure(connection, account)
+        changed = change(await _read(connection, keyring, account, lock=True))
+        secret = changed.default_secret
+        await connection.execute(
+            sa.update(accounts)
+            .where(accounts.c.id == account)
+            .values(
+                default_secret=seal_account_secret(keyring, secret, account=account) if secret else None,
+                schemes=list(changed.schemes) if changed.schemes is not None else None,
+                retry_schedule=list(changed.retry_schedule) if changed.retry_schedule is not None else None,
+            )
+        )
+        await _note(connection, account=account, actor=actor, action="account.update", subject=account)
+    return changed
 
 
 async def add_token(
@@ -119,6 +131,19 @@ async def revoke_token(database: Database, jti: str, *, actor: str) -> Token | N
             return None
         await _note(connection, account=row["account"], actor=actor, action="token.revoke", subject=jti)
         return _token(row)
+
+
+async def revoke_noted(database: Database, note: str, *, actor: str) -> None:
+    """Revoke every token that was made with this note."""
+    async with database.write() as connection:
+        revoked = await connection.execute(
+            sa.update(tokens)
+            .where(tokens.c.note == note, tokens.c.revoked_at.is_(None))
+            .values(revoked_at=now_ms())
+            .returning(tokens.c.jti, tokens.c.account)
+        )
+        for jti, account in revoked.all():
+            await _note(connection, account=account, actor=actor, action="token.revoke", subject=jti)
 
 
 async def list_tokens(database: Database, account: str | None = None) -> list[Token]:

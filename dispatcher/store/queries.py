@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from dispatcher.models import BodyMode, TaskState
-from dispatcher.store.database import Database
+from dispatcher.store.database import Database, now_ms
 from dispatcher.store.records import LeasedTask
-from dispatcher.store.tables import attempts, bodies, deliveries, tasks
+from dispatcher.store.tables import attempts, bodies, deliveries, is_queued, tasks
 
 #: what of a task may be shown; whether its URL is still there, not the URL
 _TASK = (
@@ -42,17 +43,27 @@ _DELIVERY = (
 )
 
 
+#: rows that a filtered list looks at for one page, so that no filter makes anybody else wait
+SCAN_LIMIT = 2_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    rows: Sequence[sa.RowMapping]
+    #: where the next page begins; None after the last
+    next_cursor: str | None
+
+
 async def task(database: Database, account: str, task_id: str) -> sa.RowMapping | None:
     """One task, or None."""
     return await _one(database, _tasks().where(tasks.c.id == task_id, tasks.c.account == account))
 
 
-async def list_tasks(
-    database: Database, account: str, *, limit: int, before: str | None, **equal: str | None
-) -> Sequence[sa.RowMapping]:
+async def list_tasks(database: Database, account: str, *, limit: int, before: str | None, **equal: str | None) -> Page:
     """Tasks, newest first, below the id `before`, where columns have the given values."""
-    query = _tasks().where(tasks.c.account == account)
-    return await _page(database, query, tasks, limit=limit, before=before, equal=equal)
+    return await _page(database, _tasks(), tasks, account=account, limit=limit, before=before, equal=equal)
 
 
 async def delivery(
@@ -70,12 +81,23 @@ async def delivery(
         return row, tries.mappings().all()
 
 
+async def next_task_due(database: Database, types: Sequence[str]) -> float | None:
+    """Seconds until a task of these types is due; None when none waits."""
+    first = [
+        sa.select(sa.func.min(tasks.c.due_at).label("due_at")).where(is_queued, tasks.c.type == name) for name in types
+    ]
+    earliest = sa.union_all(*first).subquery()
+    async with database.read() as connection:
+        row = (await connection.execute(sa.select(sa.func.min(earliest.c.due_at), now_ms()))).one()
+    due, now = row
+    return None if due is None else max(0.0, (due - now) / 1000)
+
+
 async def list_deliveries(
     database: Database, account: str, *, limit: int, before: str | None, **equal: str | None
-) -> Sequence[sa.RowMapping]:
+) -> Page:
     """Deliveries, newest first, below the id `before`, where columns have the given values."""
-    query = _deliveries().where(deliveries.c.account == account)
-    return await _page(database, query, deliveries, limit=limit, before=before, equal=equal)
+    return await _page(database, _deliveries(), deliveries, account=account, limit=limit, before=before, equal=equal)
 
 
 def _tasks() -> sa.Select[Any]:
@@ -92,19 +114,24 @@ async def _page(
     query: sa.Select[Any],
     table: sa.Table,
     *,
+    account: str,
     limit: int,
     before: str | None,
     equal: dict[str, str | None],
-) -> Sequence[sa.RowMapping]:
-    for column, value in equal.items():
-        if value is not None:
-            query = query.where(table.c[column] == value)
-    if before is not None:
-        query = query.where(table.c.id < before)
+) -> Page:
+    """One page. With a filter that few rows pass, it ends after SCAN_LIMIT rows were looked at, however few it has."""
+    mine = sa.and_(table.c.account == account, sa.true() if before is None else table.c.id < before)
+    wanted = [table.c[column] == value for column, value in equal.items() if value is not None]
     async with database.read() as connection:
-        rows = await connection.execute(query.order_by(table.c.id.desc()).limit(limit))
-        found: Sequence[sa.RowMapping] = rows.mappings().all()
-        return found
+        floor = None
+        if wanted:
+            floor = await connection.scalar(
+                sa.select(table.c.id).where(mine).order_by(table.c.id.desc()).offset(SCAN_LIMIT - 1).limit(1)
+            )
+        reached = sa.true() if floor is None else table.c.id >= floor
+        found = await connection.execute(query.where(mine, reached, *wanted).order_by(table.c.id.desc()).limit(limit))
+        rows = found.mappings().all()
+    return Page(rows=rows, next_cursor=rows[-1]["id"] if len(rows) == limit else floor)
 
 
 async def _one(database: Database, query: sa.Select[Any]) -> sa.RowMapping | None:

@@ -124,6 +124,10 @@ WRONG_SHAPE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "headers: 21": ({"headers": {f"X-{n}": "1" for n in range(21)}}, ("/headers",)),
     "headers: twice": ({"headers": {"X-Key": MARKER, "x-key": MARKER}}, ("/headers",)),
     "headers: reserved": ({"headers": {"X-Webhook-Attempt": "1"}}, ("/headers/X-Webhook-Attempt",)),
+    "headers: reserved, as CGI reads it": (
+        {"headers": {"X_Hub_Signature": MARKER}},
+        ("/headers/X_Hub_Signature",),
+    ),
     "headers: reserved, other case": ({"headers": {"hOsT": MARKER}}, ("/headers/hOsT",)),
     "headers: framing": ({"headers": {"Content-Length": "1"}}, ("/headers/Content-Length",)),
     "headers: CR LF": ({"headers": {"X-A": f"1\r\nX-B: {MARKER}"}}, ("/headers/X-A",)),

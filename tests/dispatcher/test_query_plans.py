@@ -97,6 +97,7 @@ async def exercise(store: Any) -> None:
     await store.forget_answers()
     await store.ledger(ACCOUNT)
     await store.account(ACCOUNT)
+    await queries.next_task_due(store.database, ("slow", "other"))
     await queries.task(store.database, ACCOUNT, task.id)
     await queries.delivery(store.database, ACCOUNT, first.id)
     await queries.leased_task(store.database, ACCOUNT, task.id)

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from dispatcher.delivery.scrub import KEPT_BODY, REDACTED, Scrubber
+from dispatcher.delivery.scrub import KEPT_BODY, MAX_NEEDLES, REDACTED, Scrubber
 from dispatcher.store.records import Callback
 from subscriptions.secrets import Secret
 
@@ -98,11 +98,31 @@ def test_a_token_across_the_cut_is_taken_out_before_it(scrubber: Scrubber) -> No
     assert len(body) == KEPT_BODY
 
 
+def test_name_and_password_of_basic_are_taken_out() -> None:
+    basic = base64.b64encode(b"hook-user:hook-password").decode()
+    callback = replace(CALLBACK, headers=(("Authorization", f"Basic {basic}"),))
+    _, body = Scrubber(callback, path=PATH, secret=None).answer((), f"{basic} is hook-user:hook-password".encode())
+    assert body is not None
+    assert "hook-user" not in body
+    assert "hook-password" not in body
+    assert basic not in body
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_text_in_which_nothing_would_be_found_is_not_kept(scrubber: Scrubber, encoding: str) -> None:
+    assert scrubber.answer((), f"you sent {PATH}".encode(encoding)) == ((), REDACTED)
+
+
+def test_with_too_much_to_look_for_nothing_is_kept() -> None:
+    words = " ".join(f"word-{number:05}" for number in range(MAX_NEEDLES + 1))
+    scrubber = Scrubber(replace(CALLBACK, headers=(("X-Words", words),)), path=PATH, secret=None)
+    assert scrubber.answer((("X", "anything"),), b"anything") == (((REDACTED, REDACTED),), REDACTED)
+
+
 def test_cookies_are_not_kept(scrubber: Scrubber) -> None:
     assert scrubber.answer((("Set-Cookie", "session=1"),), b"")[0] == ()
 
 
 def test_bytes_that_are_no_text_do_no_harm(scrubber: Scrubber) -> None:
-    _, body = scrubber.answer((), b"\x00\xff" + base64.b64encode(b"anything"))
+    _, body = scrubber.answer((), b"\xff\xfe" + base64.b64encode(b"anything"))
     assert body is not None
-    assert "\0" not in body

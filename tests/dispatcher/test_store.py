@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dispatcher.ids import new_id
 from dispatcher.models import DeliveryState, Outcome, TaskState
 from dispatcher.retry import POISON_AFTER
 from dispatcher.store import Store, queries
+from dispatcher.store.accounts import Account, change_account
 from dispatcher.store.changes import Redelivered
 from dispatcher.store.deliveries import Release
 from dispatcher.store.records import (
@@ -141,6 +143,40 @@ def moved() -> Callback:
         token="none",
         window_end=None,
     )
+
+
+async def test_a_filtered_list_looks_at_so_many_rows_for_a_page(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "SCAN_LIMIT", 4)
+    rare = [new_task(task_type="rare"), *(new_task() for _ in range(9)), new_task(task_type="rare")]
+    for task in rare:
+        await accept(store, task)
+    found, sizes, before = [], [], None
+    while True:
+        page = await queries.list_tasks(store.database, ACCOUNT, limit=2, before=before, type="rare")
+        found += [row["id"] for row in page.rows]
+        sizes.append(len(page.rows))
+        before = page.next_cursor
+        if before is None:
+            break
+    assert found == [rare[-1].id, rare[0].id]
+    assert sizes == [1, 0, 1]
+
+
+async def test_changes_of_an_account_at_the_same_time_are_both_kept(store: Store) -> None:
+    def schemes(account: Account) -> Account:
+        return replace(account, schemes=("websub",))
+
+    def schedule(account: Account) -> Account:
+        return replace(account, retry_schedule=(1.0,))
+
+    await asyncio.gather(
+        *(
+            change_account(store.database, store.keyring, ACCOUNT, change, actor="test")
+            for change in (schemes, schedule)
+        )
+    )
+    account = await store.account(ACCOUNT)
+    assert (account.schemes, account.retry_schedule) == (("websub",), (1.0,))
 
 
 class TestFencing:
@@ -421,7 +457,9 @@ class TestWork:
         await accept(store, task)
         [first] = await store.lease_tasks(TaskClaim(types=("slow",), limit=1))
         await store.finish_task(TaskReport(task_id=task.id, attempt=first.attempt, retry_in=0.0))
+        assert await queries.next_task_due(store.database, ("slow", "other")) == 0.0
         [second] = await store.lease_tasks(TaskClaim(types=("slow",), limit=1))
+        assert await queries.next_task_due(store.database, ("slow", "other")) is None
         assert (second.attempt, second.failures) == (2, 1)
 
     async def test_a_task_given_back_was_never_leased(self, store: Store) -> None:

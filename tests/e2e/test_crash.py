@@ -45,8 +45,8 @@ REACHED_WITHIN = 20.0
 SETTLED_WITHIN = 45.0
 
 #: what each round ends with: the n-th passage of a stage, or (None) a random moment after n requests were received.
-#: The next round begins at once, with what the one before left. Ten interruptions in a row, which end a delivery as
-#: poison, take 80 s of waits on average (2, 4, 8, and then 16 s each time); the killing takes 30 to 45 s.
+#: The next round begins at once, with what the one before left. Ten interruptions in a row, which would end a delivery
+#: as poison, take 78 s of waits on average (2, 4, 8, and then 16 s each time), the killing 30 to 45 s; seven were seen.
 ROUNDS: tuple[tuple[Stage | None, int], ...] = (
     (None, 40),
     (Stage.INSERTED, 4),

@@ -9,7 +9,7 @@ from dispatcher import retry
 from dispatcher.cli import main
 from tests.e2e.crash.stages import GAUGE, Fuse, Gauge, install
 
-#: seconds, instead of 120; chance makes 5 to 27 of it. Else the end of a run waits a minute or two for a single delivery.
+#: seconds, instead of 120; chance makes 5 to 27 of it. Else a run may wait minutes for its last delivery.
 MAX_SUSPICION_DELAY = 16.0
 
 if __name__ == "__main__":

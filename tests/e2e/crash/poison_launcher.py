@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from dispatcher import retry
 from dispatcher.cli import main
-from dispatcher.processors import engine
 
 #: seconds, instead of 120; chance makes 0.15 to 0.85 of it
 MAX_SUSPICION_DELAY = 0.5
-#: seconds, instead of 10: tasks that were interrupted are looked for this often
-POLL_INTERVAL = 0.04
 
 if __name__ == "__main__":
     retry.MAX_SUSPICION_DELAY = MAX_SUSPICION_DELAY
-    engine.POLL_INTERVAL = POLL_INTERVAL
     main()
