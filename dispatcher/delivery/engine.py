@@ -25,7 +25,8 @@ from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
-from dispatcher.store.deliveries import MAX_LANES_PER_CLAIM, Release
+from dispatcher.store.deliveries import Release
+from dispatcher.store.leasing import MAX_LANES_PER_CLAIM
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
 
@@ -85,8 +86,10 @@ class Engine:
         await self._beat()
         self._loops = [
             asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
-            for step in (self._lease_due, self._scan, self._keep_session)
+            for step in (self._lease_due, self._scan)
         ]
+        # What is in flight when we are told to stop still hangs on the session.
+        self._loops.append(asyncio.create_task(repeat(self._keep_session), name="keep_session"))
 
     async def stop(self, grace: float) -> None:
         """Stop taking work, finish what is in flight within `grace` seconds, give back every other lease."""

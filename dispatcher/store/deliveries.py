@@ -1,4 +1,4 @@
-"""Every statement that moves a delivery after it was accepted: lease, settle, release, reap, redeliver.
+"""Every statement that moves a delivery after it was leased: settle, release, reap, interrupt, cancel, redeliver.
 
 docs/states.md draws the states. A lease raises `attempt`; that number is the fencing token, so whoever reports on
 an older one changes nothing.
@@ -17,185 +17,20 @@ import sqlalchemy as sa
 import structlog
 
 from dispatcher import retry
-from dispatcher.bodies import Body
 from dispatcher.errors import LeaseLost
 from dispatcher.models import TERMINAL_STATES, DeliveryState, Mark, Outcome, lane_of
 from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.records import (
     AttemptRecord,
-    LaneClaim,
-    LeasedBatch,
-    LeasedDelivery,
     Released,
     Report,
     Settled,
 )
-from dispatcher.store.sealing import open_callback
 from dispatcher.store.sessions import is_over
-from dispatcher.store.tables import attempts, bodies, deliveries, is_live, is_waiting, tasks
-from subscriptions.keyring import Keyring, KeyringError
+from dispatcher.store.tables import attempts, deliveries, is_live, tasks
 
 log = structlog.get_logger(__name__)
-
-#: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
-MAX_LANES_PER_CLAIM = 100
-#: how long a delivery waits whose callback cannot be opened: somebody has to bring the key, milliseconds
-UNREADABLE_DELAY_MS = 300_000
-
-
-# --- lease ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claims:
-    """What one process wants to lease, lane by lane."""
-
-    lanes: Sequence[LaneClaim]
-    keyring: Keyring
-
-
-async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch]:
-    """Lease due deliveries, oldest first within each lane, and tell when each lane has more.
-
-    Deliveries whose window has ended are not leased but expired.
-    """
-    return [await _lease_one(tx, request) for request in requests]
-
-
-async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
-    found = list((await tx.connection.execute(_due(request.lanes, tx.now))).scalars()) if request.lanes else []
-    rows = (await tx.connection.execute(_details().where(deliveries.c.id.in_(found)))).mappings().all() if found else []
-    await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
-    leased = await _opened(tx, [row for row in rows if not _window_is_over(row, tx.now)], request.keyring)
-    if leased:
-        await tx.connection.execute(
-            sa.update(deliveries)
-            .where(deliveries.c.id.in_([delivery.id for delivery in leased]))
-            .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=tx.session, due_at=None)
-        )
-    return LeasedBatch(
-        deliveries=leased,
-        next_due=await next_due(tx, [claim.lane for claim in request.lanes]),
-    )
-
-
-async def _opened(tx: Transaction, rows: Sequence[sa.RowMapping], keyring: Keyring) -> list[LeasedDelivery]:
-    """The deliveries in these rows. One that the keyring cannot open is put off, so that it holds up no other."""
-    opened: list[LeasedDelivery] = []
-    for row in rows:
-        try:
-            opened.append(_leased(row, keyring))
-        except KeyringError:
-            log.error("callback_unreadable", delivery=row["id"], advice="the keyring lacks the key that sealed it")
-            await tx.connection.execute(
-                sa.update(deliveries).where(deliveries.c.id == row["id"]).values(due_at=tx.now + UNREADABLE_DELAY_MS)
-            )
-    return opened
-
-
-def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
-    """Ids of due deliveries: one index range per lane, so that a long lane costs the others nothing."""
-    arms = [
-        sa.select(
-            sa.select(deliveries.c.id)
-            .where(
-                is_waiting,
-                deliveries.c.lane == claim.lane,
-                deliveries.c.due_at <= now,
-            )
-            .order_by(deliveries.c.due_at)
-            .limit(claim.limit)
-            .with_for_update(skip_locked=True)
-            .subquery()
-        )
-        for claim in claims
-    ]
-    return sa.union_all(*arms) if len(arms) > 1 else arms[0]
-
-
-def _details() -> sa.Select[Any]:
-    return sa.select(
-        deliveries,
-        tasks.c.type,
-        tasks.c.traceparent,
-        tasks.c.callback_url,
-        tasks.c.callback_secret,
-        tasks.c.callback_headers,
-        tasks.c.callback_origin,
-        tasks.c.callback_fingerprint,
-        tasks.c.callback_token,
-        tasks.c.schemes,
-        tasks.c.window_end,
-        bodies.c.content,
-        bodies.c.content_type,
-        bodies.c.headers,
-    ).select_from(
-        deliveries.join(tasks, tasks.c.id == deliveries.c.task_id).join(bodies, bodies.c.id == deliveries.c.body_id)
-    )
-
-
-def _window_is_over(row: sa.RowMapping, now: int) -> bool:
-    return row["callback_url"] is None or (row["window_end"] is not None and row["window_end"] <= now)
-
-
-def _leased(row: sa.RowMapping, keyring: Keyring) -> LeasedDelivery:
-    return LeasedDelivery(
-        id=row["id"],
-        wire_id=row["wire_id"],
-        account=row["account"],
-        lane=row["lane"],
-        attempt=row["attempt"] + 1,
-        event=row["type"],
-        callback=open_callback(keyring, row, account=row["account"], task_id=row["task_id"]),
-        body=Body(row["content"], row["content_type"], tuple((n, v) for n, v in row["headers"] or ())),
-        traceparent=row["traceparent"],
-    )
-
-
-async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
-    if not rows:
-        return
-    await tx.connection.execute(
-        sa.update(deliveries)
-        .where(deliveries.c.id.in_([row["id"] for row in rows]))
-        .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
-    )
-    await wipe(tx, {row["task_id"] for row in rows})
-    await ledger.count(tx, Counter((row["account"], DeliveryState.EXPIRED) for row in rows))
-
-
-async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | None]:
-    """Seconds until each lane has something due; None where nothing waits."""
-    if not lanes:
-        return {}
-    arms = [
-        sa.select(
-            sa.literal(lane),
-            sa.select(sa.func.min(deliveries.c.due_at)).where(is_waiting, deliveries.c.lane == lane).scalar_subquery(),
-        )
-        for lane in lanes
-    ]
-    rows = await tx.connection.execute(sa.union_all(*arms) if len(arms) > 1 else arms[0])
-    return {lane: None if due is None else max(0.0, (due - tx.now) / 1000) for lane, due in rows}
-
-
-async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[dict[str, float]]:
-    """For each (lane to start after, limit): the lanes that have pending work, and the seconds until it is due.
-
-    A loose index scan: it hops from lane to lane, so its cost grows with lanes and not with what waits in them.
-    """
-    return [await _due_lanes(tx, after, limit) for after, limit in pages]
-
-
-async def _due_lanes(tx: Transaction, after: str, limit: int) -> dict[str, float]:
-    def first_after(lane: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
-        return sa.select(sa.func.min(deliveries.c.lane)).where(is_waiting, deliveries.c.lane > lane).scalar_subquery()
-
-    hops = sa.select(first_after(after).label("lane")).cte("hops", recursive=True)
-    hops = hops.union_all(sa.select(first_after(hops.c.lane)).where(hops.c.lane.is_not(None)))
-    lanes = list(await tx.connection.scalars(sa.select(hops.c.lane).where(hops.c.lane.is_not(None)).limit(limit)))
-    return {lane: due for lane, due in (await next_due(tx, lanes)).items() if due is not None}
 
 
 # --- settle -----------------------------------------------------------------------------------------------

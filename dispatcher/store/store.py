@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dispatcher.store import accounts, changes, deliveries, idempotency, intake, ledger, sessions, upkeep, work
+from dispatcher.store import accounts, changes, deliveries, idempotency, intake, leasing, ledger, sessions, upkeep, work
 from dispatcher.store.accounts import Account
 from dispatcher.store.committer import Committer
 from dispatcher.store.database import Database
@@ -115,12 +115,12 @@ class Store:
 
     async def lease(self, lanes: Sequence[LaneClaim]) -> LeasedBatch:
         """Lease due deliveries, lane by lane."""
-        claims = deliveries.Claims(lanes=lanes, keyring=self.keyring)
-        return await self._committer.write(deliveries.lease, claims, weight=sum(claim.limit for claim in lanes))
+        claims = leasing.Claims(lanes=lanes, keyring=self.keyring)
+        return await self._committer.write(leasing.lease, claims, weight=sum(claim.limit for claim in lanes))
 
     async def due_lanes(self, *, after: str, limit: int) -> dict[str, float]:
         """Lanes beyond `after` that have pending work, with the seconds until it is due."""
-        return await self._committer.write(deliveries.due_lanes, (after, limit))
+        return await self._committer.write(leasing.due_lanes, (after, limit))
 
     async def settle(self, report: Report) -> Settled:
         """Record an attempt and what follows from it. Raises LeaseLost."""

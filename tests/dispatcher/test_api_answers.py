@@ -226,7 +226,7 @@ def test_what_was_answered_is_kept(server: Server) -> None:
     reply = Reply(
         status=400,
         headers=(("X-Reason", "no /cb/k3yQ9x7Lm2Vb8Rt5 here"), ("Set-Cookie", "a=b")),
-        body=b"got /cb/k3yQ9x7Lm2Vb8Rt5 \x00\xff with top-secret-value " + b"x" * 5000,
+        body=b"got /cb/k3yQ9x7Lm2Vb8Rt5 \xff with top-secret-value " + b"x" * 5000,
     )
     with Receiver(lambda _: reply) as receiver, server.client() as client:
         made = accept(client, f"{receiver.url}/cb/k3yQ9x7Lm2Vb8Rt5", secret="top-secret-value")
@@ -234,7 +234,7 @@ def test_what_was_answered_is_kept(server: Server) -> None:
         answer = client.get(f"/deliveries/{made['delivery_id']}")
     [attempt] = answer.json()["attempts"]
     assert len(attempt["response_body"]) == 2048
-    assert attempt["response_body"].startswith("got [redacted] \ufffd\ufffd with [redacted] xxx")
+    assert attempt["response_body"].startswith("got [redacted] \ufffd with [redacted] xxx")
     kept = {name.lower(): value for name, value in attempt["response_headers"]}
     assert kept["x-reason"] == "no [redacted] here"
     assert "set-cookie" not in kept

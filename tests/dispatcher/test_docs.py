@@ -26,7 +26,7 @@ from dispatcher.api import shapes
 from dispatcher.config import Settings
 from dispatcher.errors import PROBLEMS
 from dispatcher.models import BodyMode, DeliveryState, Mark, Outcome, TaskState
-from dispatcher.store import changes, deliveries, intake, ledger, sessions, upkeep, work
+from dispatcher.store import changes, deliveries, intake, leasing, ledger, sessions, upkeep, work
 from dispatcher.tokens import SCOPES
 from subscriptions.signatures import Scheme
 from tests.conftest import missing
@@ -111,7 +111,7 @@ def test_diagrams_draw_every_state(
 def test_states_names_functions_that_exist() -> None:
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (changes, deliveries, intake, ledger, sessions, upkeep, work, retry)
+        for module in (changes, deliveries, intake, leasing, ledger, sessions, upkeep, work, retry)
     }
     named = re.findall(rf"\b({'|'.join(modules)})\.([a-z_]+)", page("states"))
 
