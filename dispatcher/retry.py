@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 
 from dispatcher.models import DeliveryState, Mark, Outcome
 
-#: seconds from each failed attempt to the next, before jitter
-DEFAULT_SCHEDULE: tuple[float, ...] = (5, 30, 300, 1800, 7200, 18000, 36000, 36000)
 #: the most that chance lengthens or shortens a delay, as a part of it
 JITTER = 0.2
 #: seconds before the end of a window when the last try starts, so that its answer can still count

@@ -216,6 +216,8 @@ class Engine:
             try:
                 report = await self._send(turn)
             except _NotNowError as exc:
+                self._reconsider(turn.lane, _now())
+                self._pump()
                 await self._give_back([turn.delivery], delay=exc.delay)
                 return
             self._learn(turn.lane, report)

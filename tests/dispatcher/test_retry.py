@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatcher.config import Settings
 from dispatcher.models import DeliveryState, Mark, Outcome
 from dispatcher.retry import (
-    DEFAULT_SCHEDULE,
     EGRESS_REFUSALS,
     MAX_RETRY_AFTER,
     POISON_AFTER,
@@ -23,6 +23,9 @@ from dispatcher.retry import (
     decide,
     parse_retry_after,
 )
+
+#: what holds where neither the account nor the operator says otherwise
+DEFAULT_SCHEDULE: tuple[float, ...] = Settings.model_fields["retry_schedule"].default
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 NOW = 1_780_000_000.0
