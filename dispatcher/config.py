@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("dispatcher-data")
     #: database to use instead of the embedded SQLite file in `data_dir`
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
-    #: admit plain http, loopback addresses and any port for callbacks, and print a token at start
+    #: admit plain http, loopback addresses and any port for what is sent, and print a token at start
     dev: bool = False
     #: how long a stop waits for requests and sends in flight, seconds
     grace: float = Field(default=20.0, ge=0)
@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     retry_schedule: Annotated[tuple[float, ...], NoDecode] = (5, 30, 300, 1800, 7200, 18000, 36000, 36000)
     #: total deadline of one attempt: DNS, connect, TLS, sending and reading, seconds
     send_timeout: float = Field(default=15.0, gt=0, le=60)
+    #: deliveries per second that are released to a subscription when it is enabled again
+    release_rate: float = Field(default=100.0, ge=1)
+    #: URL under which this service is reached from outside; handshakes name it for a later grant
+    public_url: str | None = Field(default=None, pattern=r"^https?://[\x21-\x7e]{1,500}$")
+    #: DNS name that stands for this service in handshakes; without it, the host of `public_url`
+    webhook_origin: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.-]{1,253}$")
     #: requests in their first half second at the same time; slower ones stop counting
     send_slots: int = Field(default=512, ge=1)
     #: requests in flight at the same time, slow ones too
@@ -162,6 +168,11 @@ class Settings(BaseSettings):
             raise ValueError(f"give each type more than 0 and at most {MAX_TASK_TIMEOUT} seconds")
         return value
 
+    @property
+    def longest_send(self) -> float:
+        """The longest that one attempt may take, seconds: a subscription may ask for as much as leases allow."""
+        return self.session_ttl / 2 - LEASE_MARGIN
+
     @model_validator(mode="after")
     def _lease_covers_a_send(self) -> Settings:
         if self.session_ttl < 2 * (self.send_timeout + LEASE_MARGIN):
@@ -204,7 +215,9 @@ def load(**options: Any) -> Settings:
 
 def unknown_variables() -> list[str]:
     """Variables of the environment that look like settings but are none: misspelt, most likely."""
-    known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields} | {"DISPATCHER_CONFIG"}
+    known = {f"DISPATCHER_{name.upper()}" for name in Settings.model_fields}
+    # The last two are the command line's way to a server.
+    known |= {"DISPATCHER_CONFIG", "DISPATCHER_URL", "DISPATCHER_TOKEN"}
     return sorted(name for name in os.environ if name.startswith("DISPATCHER_") and name.upper() not in known)
 
 

@@ -2,7 +2,8 @@
 
 data_dir/
 ├── dispatcher.db   the embedded database (SQLite, with its -wal and -shm files)
-├── keyring.json    the keys that encrypt secrets and callback URLs, and sign API tokens (mode 0600)
+├── keyring.json    the keys that encrypt secrets and callback URLs, and sign API tokens (mode 0600); it changes when
+│                   they are rotated
 ├── setup.lock      held while one process opens the installation, and makes what is missing
 └── serve.lock      held by the one process that owns the embedded database
 """
@@ -25,10 +26,10 @@ from dispatcher.errors import ConfigError
 from dispatcher.ids import new_id
 from dispatcher.store import migrations
 from dispatcher.store.database import Database, embedded_url, now_ms
+from dispatcher.store.sealing import CANARY
 from dispatcher.store.tables import installation
-from subscriptions.keyring import Keyring, KeyringError, Place
+from subscriptions.keyring import Keyring, KeyringError
 
-_CANARY = Place(purpose="canary", account="", table="installation", column="canary", row="1")
 _CANARY_TEXT = b"this keyring opens this database"
 
 
@@ -93,7 +94,7 @@ async def _match(connection: AsyncConnection, file: Path) -> tuple[Keyring, str]
         issuer = new_id()
         await connection.execute(
             sa.insert(installation).values(
-                id=1, issuer=issuer, canary=keyring.seal(_CANARY_TEXT, where=_CANARY), created_at=now_ms()
+                id=1, issuer=issuer, canary=keyring.seal(_CANARY_TEXT, where=CANARY), created_at=now_ms()
             )
         )
         return keyring, issuer
@@ -103,7 +104,7 @@ async def _match(connection: AsyncConnection, file: Path) -> tuple[Keyring, str]
         )
     keyring = Keyring.load(file)
     try:
-        keyring.open(row.canary, where=_CANARY)
+        keyring.open(row.canary, where=CANARY)
     except KeyringError:
         raise ConfigError(f"{file} does not belong to this database: restore the one that was used with it") from None
     return keyring, row.issuer

@@ -36,6 +36,8 @@ class Maintenance:
         for name, seconds, step in (
             ("reap", 10, self._reap),
             ("end_windows", 15, self._store.end_windows),
+            ("end_holds", 30, self._store.end_holds),
+            ("end_secrets", 30, self._store.end_secrets),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
         ):

@@ -75,6 +75,26 @@ class Outcome(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class EventState(StrEnum):
+    """How far an event has got towards its subscribers."""
+
+    #: on disk; its deliveries are being made
+    ACCEPTED = "accepted"
+    #: every delivery of it is on disk, too
+    FANNED_OUT = "fanned_out"
+
+
+class DeliveryKind(StrEnum):
+    """What a delivery is for."""
+
+    #: to tell of an event, or of a task's result
+    MESSAGE = "message"
+    #: to ask an endpoint whether it is there; it goes out whatever state its subscription is in
+    PING = "ping"
+    #: the same, by the handshake of the CloudEvents webhook specification
+    HANDSHAKE = "handshake"
+
+
 class Mark(StrEnum):
     """What was asked of a delivery while a worker held its lease; applied unless the attempt succeeds."""
 
@@ -99,9 +119,18 @@ class BodyMode(StrEnum):
     FORM = "form"
 
 
-def lane_of(account: str, origin: str) -> str:
-    """The lane of a callback: one per account and origin (scheme, host, port)."""
-    return f"{account} {origin}"
+#: the type of the events that pings and handshakes carry
+PING_EVENT = "webhook.ping"
+
+
+def lane_of(account: str, destination: str) -> str:
+    """The lane of a destination: a subscription's id, or the origin (scheme, host, port) of a callback."""
+    return f"{account} {destination}"
+
+
+def ping_lane_of(account: str, subscription_id: str) -> str:
+    """The lane of what asks a subscription's endpoint whether it is there: no backlog and no pace stand before it."""
+    return f"{account} {subscription_id} ping"
 
 
 def account_of(lane: str) -> str:

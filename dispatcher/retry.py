@@ -1,13 +1,17 @@
-"""What an answer means for a callback's delivery, and when to try again. Pure: values in, a decision out."""
+"""What an answer means for a delivery, and when to try again. Pure: values in, a decision out.
+
+What it means for the subscription that a delivery belongs to, `subscriptions.health` says.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from dispatcher.models import DeliveryState, Mark, Outcome
+from subscriptions.health import Kind
 
 #: the most that chance lengthens or shortens a delay, as a part of it
 JITTER = 0.2
@@ -30,6 +34,15 @@ EGRESS_REFUSALS = 3
 #: 4xx statuses that speak about this moment, not about the request
 RETRIED_4XX = frozenset({408, 423, 425, 429})
 
+# why no further try is made
+ABORTED = "aborted"
+EGRESS = "egress"
+GONE = "gone"
+REJECTED = "rejected"
+
+#: what a reason for no further try says about the endpoint; a message that was aborted says nothing
+_KINDS = {None: Kind.FAILURE, REJECTED: Kind.REFUSAL, GONE: Kind.GONE, EGRESS: Kind.EGRESS, ABORTED: None}
+
 #: seconds; a longer Retry-After is cut to this, which is beyond any limit of ours (100 years)
 _RETRY_AFTER_CEILING = 3_155_760_000.0
 
@@ -46,6 +59,10 @@ class Answer:
     retry_after: float | None = None
     #: whether the answer had the header `webhook-delivery: abort-message`
     abort: bool = False
+    #: whether it had `webhook-delivery: disable`
+    disable: bool = False
+    #: the request was signed with the newest secret where only one signature fits, and an older one is still valid
+    other_secret: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +77,8 @@ class History:
     repeats: int = 0
     #: what was asked of the delivery while this attempt ran
     mark: Mark | None = None
+    #: this attempt was signed with the older of two secrets, since the newer one was refused
+    other_secret: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +97,8 @@ class Decision:
     failures: int
     #: how many times in a row this attempt's outcome has come; 0 after a change of URL, which starts anew
     repeats: int
+    #: the next attempt is to be signed with the older secret
+    other_secret: bool = False
 
 
 def decide(
@@ -88,24 +109,48 @@ def decide(
     now: float,
     window_end: float | None,
     jitter: float,
+    disabled: bool = False,
 ) -> Decision:
-    """What becomes of a callback's delivery after this answer.
+    """What becomes of a delivery after this answer.
 
     `schedule` is in seconds, `now` and `window_end` are Unix seconds, `jitter` is a random number in -1…1.
     A 2xx delivers whatever else was asked; then what was asked of the delivery counts, then the answer. A try
     that is due at once (after an interruption, or for a new URL) may start until the window ends, a scheduled
-    one until 30 s before.
+    one until 30 s before. `disabled` tells that its subscription is, by this answer or before it: then what would
+    go on, or be refused, is held.
     """
     if answer.outcome is Outcome.SUCCESS:
         return _decision(DeliveryState.DELIVERED, answer, history, counts=False)
     if history.mark is not None:
         return _apply_mark(history.mark, answer, history, now=now, window_end=window_end)
     if answer.outcome is Outcome.INTERRUPTED:
-        return _after_interruption(answer, history, now=now, window_end=window_end, jitter=jitter)
-    refusal = _final_refusal(answer, history)
-    if refusal is not None:
-        return _decision(DeliveryState.REJECTED, answer, history, reason=refusal)
-    return _next_try(answer, history, schedule=schedule, now=now, window_end=window_end, jitter=jitter)
+        decision = _after_interruption(answer, history, now=now, window_end=window_end, jitter=jitter)
+    elif wants_other_secret(answer, history) and not disabled:
+        decision = _decision(DeliveryState.PENDING, answer, history, delay=0.0, counts=False, other_secret=True)
+    else:
+        reason = refusal(answer, history)
+        if reason == REJECTED and disabled:
+            return _decision(DeliveryState.HELD, answer, history)
+        if reason is not None:
+            return _decision(DeliveryState.REJECTED, answer, history, reason=reason)
+        decision = _next_try(answer, history, schedule=schedule, now=now, window_end=window_end, jitter=jitter)
+    if disabled and decision.state is DeliveryState.PENDING:
+        return replace(decision, state=DeliveryState.HELD, delay=None)
+    return decision
+
+
+def wants_other_secret(answer: Answer, history: History) -> bool:
+    """Whether the older secret is tried before a refusal counts: the receiver may not have the new one yet."""
+    return answer.other_secret and not history.other_secret and refusal(answer, history) == REJECTED
+
+
+def health_kind(answer: Answer, history: History) -> Kind | None:
+    """What an answer says about the subscription's endpoint; None if it says nothing."""
+    if answer.outcome is Outcome.SUCCESS:
+        return Kind.SUCCESS
+    if answer.outcome in {Outcome.INTERRUPTED, Outcome.INTERNAL_ERROR}:
+        return None
+    return _KINDS[refusal(answer, history)]
 
 
 def parse_retry_after(value: str | None, *, now: float) -> float | None:
@@ -165,15 +210,15 @@ def suspicion_delay(interruptions: int, *, jitter: float) -> float:
     return min(2.0 ** (interruptions - SUSPECT_AFTER + 1), MAX_SUSPICION_DELAY) * (1 + SUSPICION_JITTER * jitter)
 
 
-def _final_refusal(answer: Answer, history: History) -> str | None:
+def refusal(answer: Answer, history: History) -> str | None:
     """The reason why no further try is made, if this answer is a refusal for good."""
     if answer.abort:
-        return "aborted"
+        return ABORTED
     if answer.outcome is Outcome.EGRESS_REFUSED and _repeats(answer, history) >= EGRESS_REFUSALS:
-        return "egress"
+        return EGRESS
     if _is_retryable(answer):
         return None
-    return "gone" if answer.status == 410 else "rejected"
+    return GONE if answer.status == 410 else REJECTED
 
 
 def _next_try(
@@ -212,6 +257,7 @@ def _decision(
     reason: str | None = None,
     counts: bool = True,
     repeats: int | None = None,
+    other_secret: bool = False,
 ) -> Decision:
     return Decision(
         state=state,
@@ -220,6 +266,7 @@ def _decision(
         pause=_pause(answer),
         failures=history.failures + counts,
         repeats=_repeats(answer, history) if repeats is None else repeats,
+        other_secret=other_secret,
     )
 
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import structlog
 import uvicorn
@@ -19,8 +20,10 @@ from dispatcher.api.app import create_app
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
+from dispatcher.chores import Chores
 from dispatcher.config import Settings
 from dispatcher.delivery.engine import Engine
+from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.transport import HttpxTransport
@@ -59,7 +62,7 @@ async def serve(settings: Settings) -> None:
             alone=installation.embedded,
         )
         stack.push_async_callback(store.close)
-        policy = _policy(settings)
+        policy = egress_policy(settings)
         resolver = Resolver(nameservers=settings.nameservers)
         stack.push_async_callback(resolver.aclose)
         transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
@@ -70,14 +73,17 @@ async def serve(settings: Settings) -> None:
             deadline=settings.send_timeout,
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
+            handshakes=_handshakes(settings, installation),
         )
-        engine = Engine(store, sender, accounts, settings)
+        engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
+        chores = Chores(store, release_rate=settings.release_rate, on_due=engine.wake)
         services = Services(
             settings=settings,
             installation=installation,
             store=store,
             registry=registry,
             engine=engine,
+            chores=chores,
             tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
             accounts=accounts,
             auth=Authenticator(installation),
@@ -89,7 +95,8 @@ async def serve(settings: Settings) -> None:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
 
 
-def _policy(settings: Settings) -> EgressPolicy:
+def egress_policy(settings: Settings) -> EgressPolicy:
+    """Where these settings let deliveries go."""
     base = EgressPolicy.dev() if settings.dev else EgressPolicy(ports=frozenset(settings.allow_ports))
     return replace(
         base,
@@ -97,6 +104,15 @@ def _policy(settings: Settings) -> EgressPolicy:
         allow_hosts=frozenset(settings.allow_hosts),
         deny_networks=settings.deny_networks,
         deny_hosts=frozenset(settings.deny_hosts),
+    )
+
+
+def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
+    host = urlsplit(settings.public_url).hostname if settings.public_url else None
+    return Handshakes(
+        origin=settings.webhook_origin or host or socket.gethostname(),
+        public_url=settings.public_url,
+        keyring=installation.keyring,
     )
 
 
@@ -113,10 +129,12 @@ async def _running(services: Services) -> AsyncIterator[None]:
     await maintenance.start()
     await services.engine.start()
     services.tasks.start()
+    services.chores.start()
     try:
         yield
     finally:
         grace = services.settings.grace
+        await services.chores.stop()
         # Both stop taking work at once, and share the time that is left for what is under way.
         await asyncio.gather(services.tasks.stop(grace), services.engine.stop(grace))
         await maintenance.stop()
@@ -160,7 +178,7 @@ class _Server(uvicorn.Server):
             return
         settings = self._services.settings
         if settings.dev:
-            log.warning("dev_mode", admits="plain http, loopback addresses and any port for callbacks")
+            log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
             print("token", await _dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hmac
 import secrets
 import unicodedata
+from dataclasses import dataclass, field
 from typing import NoReturn, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 #: what marks a secret as ours; the Standard Webhooks libraries strip it before they decode
 PREFIX = "whsec_"
+#: what marks an Ed25519 public key (Standard Webhooks 1.0.0, "Signature scheme")
+PUBLIC_PREFIX = "whpk_"
+#: of an Ed25519 private key (its seed, RFC 8032, section 5.1.5), and of a public one
+ED25519_BYTES = 32
+#: private keys kept loaded, because loading takes as long as signing; one is about 1 KiB
+CACHED_PRIVATE_KEYS = 1024
 #: random bytes in a secret that we make
 GENERATED_BYTES = 24
 #: characters, both ends included
@@ -18,7 +28,7 @@ MAX_LENGTH = 255
 
 
 class SecretError(ValueError):
-    """A secret that cannot be used. The text says what would be right, and never repeats the secret."""
+    """A secret or key that cannot be used. The text says what would be right, and never repeats the secret."""
 
 
 class Secret:
@@ -63,9 +73,39 @@ class Secret:
         raise TypeError("A Secret is not pickled: pass it on sealed by the keyring, or reveal it on purpose.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigningKey:
+    """What signs deliveries at one time: a secret, and for a subscription the private half of its key pair.
+
+    Raises SecretError for a seed that is not 32 bytes long.
+    """
+
+    #: the text that the HMAC schemes sign with
+    secret: Secret
+    #: Ed25519 private key (RFC 8032), 32 bytes; None where there is no key pair, as for callbacks
+    seed: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and len(self.seed) != ED25519_BYTES:
+            raise SecretError(f"A seed has {ED25519_BYTES} bytes.")
+
+    @property
+    def public_key(self) -> str | None:
+        """What its subscriber verifies Ed25519 signatures with: `whpk_` and base64; None without a key pair."""
+        if self.seed is None:
+            return None
+        public = private_key(self.seed).public_key().public_bytes_raw()
+        return PUBLIC_PREFIX + base64.b64encode(public).decode("ascii")
+
+
 def generate() -> Secret:
     """A new secret: `whsec_` and the padded base64 of 24 random bytes."""
     return Secret(PREFIX + base64.b64encode(secrets.token_bytes(GENERATED_BYTES)).decode("ascii"))
+
+
+def generate_seed() -> bytes:
+    """A new Ed25519 private key, as its 32 random bytes."""
+    return secrets.token_bytes(ED25519_BYTES)
 
 
 def check(text: str) -> Secret:
@@ -95,6 +135,26 @@ def standard_key(secret: Secret) -> bytes:
     if not key or base64.b64encode(key).decode("ascii") != encoded:
         raise SecretError("The secret is not padded base64 in the standard alphabet.")
     return key
+
+
+@functools.lru_cache(maxsize=CACHED_PRIVATE_KEYS)
+def private_key(seed: bytes) -> Ed25519PrivateKey:
+    """The Ed25519 private key of a seed, ready to sign."""
+    return Ed25519PrivateKey.from_private_bytes(seed)
+
+
+def public_key_bytes(text: str) -> bytes:
+    """The 32 bytes of an Ed25519 public key written as `whpk_` and padded base64, with or without the prefix.
+
+    Raises SecretError for anything else.
+    """
+    try:
+        public = base64.b64decode(text.removeprefix(PUBLIC_PREFIX), validate=True)
+    except ValueError:
+        public = b""
+    if len(public) != ED25519_BYTES:
+        raise SecretError(f"A public key is `{PUBLIC_PREFIX}` and the base64 of {ED25519_BYTES} bytes.")
+    return public
 
 
 def _exact_bytes(text: str) -> bytes:

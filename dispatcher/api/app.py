@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.api import docs, openapi, problems, routes, shapes
+from dispatcher.api.events import Publishing
+from dispatcher.api.hot import Handler
 from dispatcher.api.intake import Intake
 from dispatcher.api.openapi import CALLBACK, documented
 from dispatcher.api.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
     """The whole HTTP service over these services; `lifespan` runs what works behind it."""
-    intake = Intake(services)
+    intake, publishing = Intake(services), Publishing(services)
 
     app = FastAPI(
         title="Webhook dispatcher",
@@ -63,16 +63,48 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
             callbacks=CALLBACK,
         ),
     )
+    app.add_api_route(
+        "/events",
+        publishing.post_event,
+        methods=["POST"],
+        **documented(
+            "Publish an event",
+            shapes.EventAccepted,
+            tag="events",
+            status=202,
+            body=shapes.EventRequest,
+            idempotent=True,
+        ),
+    )
+    app.add_api_route(
+        "/events/batch",
+        publishing.post_batch,
+        methods=["POST"],
+        **documented(
+            "Publish many events by one commit",
+            shapes.EventBatchAccepted,
+            tag="events",
+            status=202,
+            body=shapes.EventBatchRequest,
+            idempotent=True,
+        ),
+    )
     app.include_router(routes.build(services))
     openapi.install(app)
     docs.install(app)
-    return Front(app, {"/tasks": intake.post_task, "/tasks/batch": intake.post_batch})
+    hot = {
+        "/tasks": intake.post_task,
+        "/tasks/batch": intake.post_batch,
+        "/events": publishing.post_event,
+        "/events/batch": publishing.post_batch,
+    }
+    return Front(app, hot)
 
 
 class Front:
     """Takes the hot routes past the framework: matching, dependencies and middleware cost more than the rest."""
 
-    def __init__(self, app: FastAPI, hot: dict[str, Handler]) -> None:
+    def __init__(self, app: FastAPI, hot: Mapping[str, Handler]) -> None:
         self.app = app
         self._hot = hot
 

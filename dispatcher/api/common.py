@@ -13,6 +13,10 @@ from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.services import Services
 from dispatcher.ids import is_id
 from dispatcher.store import queries
+from dispatcher.store.subscribing import Who
+from dispatcher.tokens import Caller
+from subscriptions import store as subscription_store
+from subscriptions.models import Subscription
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 200
@@ -24,6 +28,11 @@ Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page 
 def answer(shape: msgspec.Struct, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A shape as a JSON response."""
     return Response(msgspec.json.encode(shape), status_code=status, headers=headers, media_type="application/json")
+
+
+def who(services: Services, caller: Caller) -> Who:
+    """Whose subscriptions a caller changes, and by which token."""
+    return Who(account=caller.account, actor=f"token {caller.jti}", keyring=services.store.keyring)
 
 
 def before(cursor: str | None) -> str | None:
@@ -38,6 +47,16 @@ def known(kind: str, identifier: str) -> str:
     if not is_id(identifier):
         raise not_found(kind)
     return identifier
+
+
+async def find_subscription(services: Services, account: str, subscription_id: str) -> Subscription:
+    """One of the account's subscriptions, opened. Raises Problem."""
+    known("subscription", subscription_id)
+    async with services.store.database.read() as connection:
+        found = await subscription_store.find(connection, services.store.keyring, [subscription_id], account=account)
+    if subscription_id not in found:
+        raise not_found("subscription")
+    return found[subscription_id]
 
 
 async def find_task(services: Services, account: str, task_id: str) -> shapes.Task:

@@ -7,15 +7,16 @@ whose lane has room is committed as leased to this process and handed to its lan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher import metrics
-from dispatcher.api import problems, shapes
+from dispatcher.api import shapes
+from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted, answered
 from dispatcher.api.problems import invalid
 from dispatcher.api.reading import (
     MAX_AROUND_PAYLOAD,
@@ -27,14 +28,10 @@ from dispatcher.api.reading import (
 )
 from dispatcher.api.services import Services
 from dispatcher.bodies import Body, rfc3339
-from dispatcher.errors import Problem, StoreUnavailable
+from dispatcher.errors import Problem
 from dispatcher.models import TaskState, lane_of
-from dispatcher.store.records import IdempotencyKey, LeasedDelivery, NewTask, Replayed
+from dispatcher.store.records import Endpoint, IdempotencyKey, LeasedDelivery, NewTask, Replayed
 from dispatcher.window import Token
-
-ACCEPTED = 202
-#: tasks of a batch that are read before others have their turn
-TASKS_PER_TURN = 20
 
 _encode = msgspec.json.encode
 
@@ -47,24 +44,11 @@ class Intake:
 
     async def post_task(self, request: Request) -> Response:
         """Accept one task."""
-        return await self._answered(request, self._post_task)
+        return await answered(request, self._post_task)
 
     async def post_batch(self, request: Request) -> Response:
         """Accept many tasks by one commit."""
-        return await self._answered(request, self._post_batch)
-
-    async def _answered(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Response:
-        # The app's own handlers do the same; these routes are reached without going through the app.
-        try:
-            return await handler(request)
-        except Problem as problem:
-            return problems.response_of(problem)
-        except StoreUnavailable:
-            return problems.response_of(problems.unavailable())
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except Exception as exc:  # noqa: BLE001 - no framework in front of these routes does this
-            return problems.fault(request, exc)
+        return await answered(request, self._post_batch)
 
     async def _post_task(self, request: Request) -> Response:
         caller = await self._services.auth.caller(request, scope="tasks:write")
@@ -79,10 +63,10 @@ class Intake:
             earlier = None if key is None else await self._services.store.earlier_answer(key)
             if earlier is None:
                 raise
-            return _response(earlier, earlier.answer, location=True)
-        answer = _encode(accepted(task, token))
-        replayed = await self._store([task], key=key, answer=answer)
-        return _response(replayed, answer, location=True)
+            return accepted(earlier.answer, replayed=True, resource="/tasks")
+        answer = _encode(described(task, token))
+        earlier = await self._store([task], key=key, answer=answer)
+        return accepted(earlier.answer if earlier else answer, replayed=earlier is not None, resource="/tasks")
 
     async def _post_batch(self, request: Request) -> Response:
         caller = await self._services.auth.caller(request, scope="tasks:write")
@@ -96,7 +80,7 @@ class Intake:
         tasks: list[NewTask] = []
         items: list[shapes.BatchItem] = []
         for index, raw in enumerate(batch.tasks):
-            if index % TASKS_PER_TURN == 0:
+            if index % ITEMS_PER_TURN == 0:
                 await asyncio.sleep(0)
             try:
                 task, token = self._services.reader.task(raw, account=account, trace=trace, prefix=f"/tasks/{index}")
@@ -104,10 +88,10 @@ class Intake:
                 items.append(shapes.BatchItem(index=index, status=problem.status, problem=problem.as_dict()))
             else:
                 tasks.append(task)
-                items.append(shapes.BatchItem(index=index, status=ACCEPTED, task=accepted(task, token)))
+                items.append(shapes.BatchItem(index=index, status=ACCEPTED, task=described(task, token)))
         answer = _encode(shapes.BatchAccepted(items=items))
-        replayed = await self._store(tasks, key=key, answer=answer)
-        return _response(replayed, answer, location=False)
+        earlier = await self._store(tasks, key=key, answer=answer)
+        return accepted(earlier.answer if earlier else answer, replayed=earlier is not None)
 
     async def _store(self, tasks: Sequence[NewTask], *, key: IdempotencyKey | None, answer: bytes) -> Replayed | None:
         hand_off = _HandOff(self._services, tasks)
@@ -145,7 +129,7 @@ class _HandOff:
                 self._services.tasks.wake()
 
 
-def accepted(task: NewTask, token: Token) -> shapes.TaskAccepted:
+def described(task: NewTask, token: Token) -> shapes.TaskAccepted:
     """What the caller is told about a task that was accepted."""
     callback = task.callback
     return shapes.TaskAccepted(
@@ -173,15 +157,7 @@ def _leased(task: NewTask, body: Body) -> LeasedDelivery:
         lane=_lane(task),
         attempt=1,
         event=task.type,
-        callback=task.callback,
+        endpoint=Endpoint.of_callback(task.callback, account=task.account),
         body=body,
         traceparent=task.traceparent,
     )
-
-
-def _response(replayed: Replayed | None, answer: bytes, *, location: bool) -> Response:
-    body = answer if replayed is None else replayed.answer
-    headers = {} if replayed is None else {"Idempotency-Replayed": "true"}
-    if location:
-        headers["Location"] = f"/tasks/{msgspec.json.decode(body)['id']}"
-    return Response(body, status_code=ACCEPTED, headers=headers, media_type="application/json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from http import HTTPStatus
 
 import msgspec
@@ -15,9 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dispatcher.bodies import CLOUDEVENTS_JSON, FORM, JSON
 from dispatcher.errors import FieldError, LeaseLost, Problem, StoreUnavailable
-from dispatcher.models import BodyMode
-from subscriptions.signatures import Scheme
+from dispatcher.models import TERMINAL_STATES, BodyMode
+from subscriptions.health import DisableOn
+from subscriptions.models import OnExhausted, Ordering, Verification
+from subscriptions.signatures import HUB_METHODS, Scheme
 
 log = structlog.get_logger(__name__)
 
@@ -33,8 +35,21 @@ _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`")
 #: msgspec's words for values of the wrong size; they hold limits, never values
 _SIZED = re.compile(r"Expected `[^`]+` (?:of length|>=|<=|>|<|matching)[^`]*", re.DOTALL)
 
+CONTENT_TYPES = (JSON, FORM, CLOUDEVENTS_JSON)
 #: fields that take one of a few words
-_CHOICES: dict[str, type[StrEnum]] = {"schemes": Scheme, "body": BodyMode}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "schemes": tuple(Scheme),
+    "body": tuple(BodyMode),
+    "hub_method": HUB_METHODS,
+    "ordering": tuple(Ordering),
+    "on_exhausted": tuple(OnExhausted),
+    "disable_on": tuple(DisableOn),
+    "verification": tuple(Verification),
+    "content_type": CONTENT_TYPES,
+    "contentType": CONTENT_TYPES,
+    "states": TERMINAL_STATES,
+    "held": ("release", "discard"),
+}
 
 
 def response_of(problem: Problem) -> Response:
@@ -116,7 +131,7 @@ def _explain(text: str) -> tuple[str, str]:
     if _SIZED.fullmatch(message):
         return pointer, message.replace("`", "").replace("Expected", "must be")
     if message.startswith("Invalid enum value"):
-        choices = next((kind for field, kind in _CHOICES.items() if f"/{field}" in pointer), ())
+        choices = next((_CHOICES[name] for name in pointer.split("/") if name in _CHOICES), ())
         return pointer, f"must be one of {', '.join(choices)}"
     if "datetime" in message:
         return pointer, "must be a time with its offset, as in RFC 3339"

@@ -1,4 +1,4 @@
-"""Reads a task out of a request: every check that needs no database, each error with its field."""
+"""Reads a task or an event out of a request: every check that needs no database, each error with its field."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ from dispatcher.ids import new_id
 from dispatcher.models import BodyMode
 from dispatcher.processors.registry import RELAY, Registry
 from dispatcher.store.accounts import Account
-from dispatcher.store.records import Callback, Headers, IdempotencyKey, NewTask
+from dispatcher.store.records import Callback, IdempotencyKey, NewEvent, NewTask
 from dispatcher.window import MAX_EXPIRY, Token, TokenKind, find_token
 from subscriptions import signatures
 from subscriptions.keyring import Keyring
+from subscriptions.models import Headers
 from subscriptions.secrets import Secret, SecretError
 from subscriptions.secrets import check as check_secret
 from subscriptions.signatures import SignatureError
 
 #: what a task's request may hold beside its payload: URL, headers, metadata and the JSON around them, bytes
 MAX_AROUND_PAYLOAD = 192 * 1024
-#: a task's metadata, bytes
+#: bytes of a body that says nothing
+MAX_EMPTY_BODY = 1024
+#: a task's or a subscription's metadata, bytes
 MAX_METADATA = 16 * 1024
 #: seconds between the end of processing and the end of the window, at least: time for one delivery
 WINDOW_SLACK = 10.0
@@ -50,6 +53,7 @@ _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 _decode_task = msgspec.json.Decoder(shapes.TaskRequest).decode
+_decode_event = msgspec.json.Decoder(shapes.EventRequest).decode
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:
@@ -70,6 +74,14 @@ async def read_body(request: Request, *, limit: int) -> bytes:
 async def read_shape(request: Request, shape: type[Shape], *, limit: int = MAX_AROUND_PAYLOAD) -> Shape:
     """The body of a request as a shape. Raises Problem."""
     return decode(await read_body(request, limit=limit), shape)
+
+
+async def read_empty(request: Request) -> bytes:
+    """The body of a request that says nothing: none, or an empty object. Raises Problem for anything else."""
+    body = await read_body(request, limit=MAX_EMPTY_BODY)
+    if body.strip() not in {b"", b"{}"}:
+        raise invalid("", "this call takes no body")
+    return body
 
 
 def decode(body: bytes, shape: type[Shape]) -> Shape:
@@ -135,10 +147,34 @@ class Reader:
             callback=callback,
             payload=None if relay else payload,
             body=compose(mode, message, source=self.settings.event_source) if relay else None,
-            metadata=self._metadata(request.metadata, f"{prefix}/metadata"),
+            metadata=self.metadata(request.metadata, f"{prefix}/metadata"),
             traceparent=trace,
         )
         return task, token
+
+    def event(
+        self, raw: bytes | msgspec.Raw, *, account: str, trace: str | None, prefix: str = ""
+    ) -> tuple[NewEvent, IdempotencyKey | None]:
+        """An event, ready to be stored, and the key that its publisher's own id of it makes. Raises Problem."""
+        try:
+            request = _decode_event(raw)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise problems.of_decoding(exc, prefix) from None
+        payload = bytes(request.payload)
+        self.check_json(payload, f"{prefix}/payload", self.settings.max_body)
+        event = NewEvent(
+            id=new_id(),
+            account=account,
+            type=request.type,
+            payload=payload,
+            reference=request.id,
+            subject=request.subject,
+            ordering_key=request.ordering_key,
+            traceparent=trace,
+        )
+        if request.id is None:
+            return event, None
+        return event, self._key(request.id, bytes(raw), account=account, route="event id")
 
     def idempotency_key(self, request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
         """The request's idempotency key, if it has one. Raises Problem."""
@@ -147,6 +183,9 @@ class Reader:
             return None
         if not _KEY.match(key):
             raise invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
+        return self._key(key, body, account=account, route=route)
+
+    def _key(self, key: str, body: bytes, *, account: str, route: str) -> IdempotencyKey:
         # Keyed, because the body holds a callback URL and perhaps a secret.
         fingerprint = self.keyring.fingerprint(hashlib.sha256(body).hexdigest(), account=account)
         return IdempotencyKey(account=account, route=route, key=key, fingerprint=fingerprint.encode())
@@ -160,13 +199,13 @@ class Reader:
         prefix: str = "",
     ) -> tuple[Callback, Token]:
         """A callback, vetted as far as that goes without DNS, and the token in its URL. Raises Problem."""
-        target = self._target(request.callback_url, f"{prefix}/callback_url")
+        target = self.target(request.callback_url, f"{prefix}/callback_url")
         token = find_token(target.path)
         window_end = _check_window(token, request.deliver_before, timeout, prefix)
         callback = Callback(
             url=Secret(request.callback_url),
             secret=read_secret(request.secret, f"{prefix}/secret"),
-            headers=self._headers(request.headers or {}, f"{prefix}/headers"),
+            headers=self.headers(request.headers or {}, f"{prefix}/headers"),
             schemes=None if request.schemes is None else tuple(request.schemes),
             origin=target.origin,
             fingerprint=self.keyring.fingerprint(request.callback_url, account=account.id),
@@ -178,7 +217,8 @@ class Reader:
             check_schemes(schemes, secret, f"{prefix}/schemes" if callback.schemes else f"{prefix}/secret")
         return callback, token
 
-    def _target(self, url: str, field: str) -> Target:
+    def target(self, url: str, field: str) -> Target:
+        """What a URL says, vetted as far as that goes without DNS. Raises Problem."""
         if len(url) > self.settings.max_url:
             raise too_large(field, self.settings.max_url, unit="characters")
         try:
@@ -187,7 +227,7 @@ class Reader:
         except EgressRefused as exc:
             raise Problem(
                 "egress",
-                "The callback URL is not one we send to.",
+                "The URL is not one we send to.",
                 errors=[FieldError(field=field, detail=exc.detail)],
             ) from None
         return target
@@ -204,7 +244,8 @@ class Reader:
             )
         return processor.timeout
 
-    def _metadata(self, raw: msgspec.Raw, field: str) -> bytes | None:
+    def metadata(self, raw: msgspec.Raw, field: str) -> bytes | None:
+        """A JSON object of the caller's. Raises Problem."""
         metadata = bytes(raw)
         if metadata == b"null":
             return None
@@ -220,7 +261,8 @@ class Reader:
         if is_nested_deeper(raw, self.settings.max_nesting):
             raise invalid(field, f"must not be nested deeper than {self.settings.max_nesting}")
 
-    def _headers(self, headers: Mapping[str, str], field: str) -> Headers:
+    def headers(self, headers: Mapping[str, str], field: str) -> Headers:
+        """Custom headers of deliveries. Raises Problem for one that is not well-formed, or ours to set."""
         if len(headers) > self.settings.max_headers:
             raise invalid(field, f"must not have more than {self.settings.max_headers} headers")
         if len({name.lower() for name in headers}) < len(headers):
@@ -252,14 +294,14 @@ def is_nested_deeper(raw: bytes, limit: int) -> bool:
     return False
 
 
-def check_schemes(schemes: tuple[str, ...], secret: Secret | None, field: str) -> None:
+def check_schemes(schemes: tuple[str, ...], secret: Secret | None, field: str, *, has_key_pair: bool = False) -> None:
     """Raises Problem unless these schemes go together and the secret, if it is known by now, can serve them."""
-    if len(set(schemes)) < len(schemes):
-        raise invalid(field, "must name each scheme once")
-    if secret is None:
-        return
+    named = [signatures.Scheme(scheme) for scheme in schemes]
     try:
-        signatures.check_schemes([signatures.Scheme(scheme) for scheme in schemes], secret)
+        if secret is None:
+            signatures.check_combination(named)
+        else:
+            signatures.check_schemes(named, secret, has_key_pair=has_key_pair)
     except SignatureError as exc:
         raise invalid(field, str(exc)) from None
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dispatcher.api import account, deliveries, installation, tasks, work
+from dispatcher.api import (
+    account,
+    deliveries,
+    events,
+    handshakes,
+    installation,
+    secrets,
+    subscriptions,
+    tasks,
+    work,
+)
 from dispatcher.api.services import Services
 
 
 def build(services: Services) -> APIRouter:
     """All routes, over these services."""
     router = APIRouter()
-    for resource in (tasks, work, deliveries, account, installation):
+    for resource in (tasks, work, events, subscriptions, secrets, handshakes, deliveries, account, installation):
         resource.add_routes(router, services)
     return router

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.reading import Reader
+from dispatcher.chores import Chores
 from dispatcher.config import Settings
 from dispatcher.delivery.engine import Engine
 from dispatcher.installation import Installation
@@ -24,7 +26,10 @@ class Services:
     store: Store
     registry: Registry
     engine: Engine
+    chores: Chores
     tasks: TaskEngine
     accounts: AccountCache
     auth: Authenticator
     reader: Reader
+    #: requests of each account that wait for what an endpoint answers
+    waiting: Counter[str] = field(default_factory=Counter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -19,6 +19,7 @@ from dispatcher import metrics
 from dispatcher.account_cache import AccountCache
 from dispatcher.config import LEASE_MARGIN, Settings
 from dispatcher.delivery.agenda import Agenda
+from dispatcher.delivery.governor import Governor
 from dispatcher.delivery.lanes import Lane, Lanes, Turn
 from dispatcher.delivery.sender import Sender
 from dispatcher.errors import LeaseLost, StoreUnavailable
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 PATIENCE = 0.5
 #: deliveries leased in one go at most, so that their bodies fit into memory
 MAX_LEASE = 256
+#: seconds for which a delivery may wait in memory before its endpoint is looked at again
+MAX_UNSEEN = 1.0
 #: seconds before a lane is asked again that had due work but gave none
 MIN_RETRY = 0.05
 #: timers count in milliseconds; a shorter one would go off at once, again and again
@@ -55,8 +58,18 @@ MAX_QUIET_IN_MEMORY = 5.0
 class Engine:
     """Sends what is due. `start()` it once; `stop()` finishes what is in flight and gives the rest back."""
 
-    def __init__(self, store: Store, sender: Sender, accounts: AccountCache, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        sender: Sender,
+        accounts: AccountCache,
+        settings: Settings,
+        *,
+        on_moves: Callable[[], None],
+    ) -> None:
         self._store = store
+        #: told when the deliveries of a subscription are to be held or released
+        self._on_moves = on_moves
         self._sender = sender
         self._accounts = accounts
         self._settings = settings
@@ -67,6 +80,7 @@ class Engine:
             max_in_flight=settings.max_in_flight,
         )
         self._agenda = Agenda()
+        self._governor = Governor(store.take_waits)
         self._wake = asyncio.Event()
         self._scan_wanted = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
@@ -90,6 +104,7 @@ class Engine:
         ]
         # What is in flight when we are told to stop still hangs on the session.
         self._loops.append(asyncio.create_task(repeat(self._keep_session), name="keep_session"))
+        self._loops.append(asyncio.create_task(repeat(self._governor.watch), name="governor"))
 
     async def stop(self, grace: float) -> None:
         """Stop taking work, finish what is in flight within `grace` seconds, give back every other lease."""
@@ -129,6 +144,10 @@ class Engine:
         self._lanes.cancel_reservation(delivery.lane, delivery.size)
         self._take_in([delivery])
 
+    def expect(self, count: int) -> None:
+        """Tell that so many deliveries were committed that are not handed off: leasing has to keep up with them."""
+        self._governor.expect(count)
+
     def scan_soon(self) -> None:
         """Tell that there may be work in the database that no hint told of."""
         self._scan_wanted.set()
@@ -145,7 +164,7 @@ class Engine:
         now = _now()
         claims = self._claims(now)
         if not claims:
-            due = None if self._starved else self._agenda.next_due()
+            due = None if self._starved else self._next_due(now)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if due is None else max(0.001, due - now)):
@@ -157,6 +176,7 @@ class Engine:
             for claim in claims:
                 self._agenda.note(claim.lane, now)
             raise
+        self._governor.spend(len(batch.deliveries))
         self._take_in(batch.deliveries)
         now = _now()
         for lane, delay in batch.next_due.items():
@@ -170,7 +190,7 @@ class Engine:
         if self._starved:
             return []
         claims: list[LaneClaim] = []
-        left = MAX_LEASE
+        left = min(MAX_LEASE, self._governor.allowance(now))
         while left > 0 and len(claims) < MAX_LANES_PER_CLAIM:
             due = self._agenda.take_due(now, 1)
             if not due:
@@ -181,11 +201,15 @@ class Engine:
                 lane.backlog = False
                 claims.append(LaneClaim(lane=lane.key, limit=room))
                 left -= room
-            elif now < lane.quiet_until:
-                self._agenda.note(lane.key, lane.quiet_until)
+            elif now < lane.opens_at:
+                self._agenda.note(lane.key, lane.opens_at)
             else:
                 lane.backlog = True
         return claims
+
+    def _next_due(self, now: float) -> float | None:
+        due = self._agenda.next_due()
+        return None if due is None else max(due, now + self._governor.ready_in())
 
     def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
         now = _now()
@@ -196,6 +220,8 @@ class Engine:
                 # It fell quiet while this one was on its way from a commit.
                 self._hush(lane, lane.quiet_until - now)
         self._pump()
+        for key in {delivery.lane for delivery in deliveries}:
+            self._pace(self._lanes.get(key))
 
     # Send
 
@@ -206,6 +232,7 @@ class Engine:
             if turn is None:
                 break
             self._spawn(self._deliver(turn))
+            self._pace(turn.lane)
         metrics.in_flight.set(self._lanes.in_flight)
         metrics.queued.set(self._lanes.waiting)
         metrics.lanes.set(len(self._lanes))
@@ -233,11 +260,11 @@ class Engine:
         patience = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience, turn)
         try:
             account = await self._account(turn.delivery)
-            window_end = turn.delivery.callback.window_end
+            window_end = turn.delivery.endpoint.window_end
             if window_end is not None and window_end <= time.time() * 1000:
                 # Leasing it again will expire it.
                 raise _NotNowError(delay=0.0)
-            if not self._has_lease_for_a_send():
+            if not await self._is_current(turn.delivery) or not self._has_lease_for_a_send():
                 raise _NotNowError(delay=0.0)
             return await self._sender.send(turn.delivery, account)
         finally:
@@ -253,6 +280,15 @@ class Engine:
             log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
             raise _NotNowError(delay=UNREADABLE_DELAY) from exc
         return account
+
+    async def _is_current(self, delivery: LeasedDelivery) -> bool:
+        """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""
+        if time.monotonic() - delivery.seen_at <= MAX_UNSEEN:
+            return True
+        async for attempt in self._until_available():
+            with attempt:
+                current = await self._store.is_current(delivery.endpoint)
+        return current
 
     def _lose_patience(self, turn: Turn) -> None:
         self._lanes.free_slot(turn)
@@ -280,9 +316,9 @@ class Engine:
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
-        if lane.backlog and (now < lane.quiet_until or lane.room(now) >= max(1, lane.width // 2)):
+        if lane.backlog and (now < lane.opens_at or lane.room(now) >= max(1, lane.capacity // 4)):
             lane.backlog = False
-            self._agenda.note(lane.key, max(now, lane.quiet_until))
+            self._agenda.note(lane.key, max(now, lane.opens_at))
             self._wake.set()
         elif self._starved:
             self._wake.set()
@@ -295,6 +331,10 @@ class Engine:
             self._reconsider(lane, now)
         if settled.delay is not None:
             self.wake(settled.lane, settled.delay)
+        if settled.promoted:
+            self.wake(settled.lane)
+        if settled.moves:
+            self._on_moves()
 
     def _hush(self, lane: Lane, seconds: float) -> None:
         """A lane is quiet for a while: look at it again then, and hold no leases for it too long."""
@@ -304,6 +344,26 @@ class Engine:
                 self._spawn(self._give_back(deliveries, delay=seconds))
         else:
             asyncio.get_running_loop().call_later(max(MIN_TIMER, seconds), self._speak_again, lane)
+
+    def _pace(self, lane: Lane) -> None:
+        """Give a lane its next turn when its pace allows it; what has to wait for longer waits in the database."""
+        if not lane.pace or not lane.queue:
+            return
+        now = _now()
+        surplus = self._lanes.trim(lane, now)
+        if surplus:
+            # Without a delay, so that they keep their place before those that come after them.
+            self._spawn(self._give_back(surplus))
+        if lane.queue and not lane.timer and now < lane.next_send:
+            lane.timer = True
+            asyncio.get_running_loop().call_later(max(MIN_TIMER, lane.next_send - now), self._step, lane)
+
+    def _step(self, lane: Lane) -> None:
+        lane.timer = False
+        self._pace(lane)
+        self._lanes.refresh(lane, _now())
+        self._reconsider(lane, _now())
+        self._pump()
 
     def _speak_again(self, lane: Lane) -> None:
         rest = lane.quiet_until - _now()
@@ -383,7 +443,7 @@ class Engine:
         self._session_until = started + self._settings.session_ttl
 
     def _has_lease_for_a_send(self) -> bool:
-        return self._session_until - _now() >= self._settings.send_timeout + LEASE_MARGIN
+        return self._session_until - _now() >= self._settings.longest_send + LEASE_MARGIN
 
     def _until_available(self) -> AsyncRetrying:
         return AsyncRetrying(

@@ -10,10 +10,11 @@ more than it leaves free, and all lanes that have not proven themselves have hal
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 
-from dispatcher.models import Outcome, account_of
+from dispatcher.models import DeliveryKind, Outcome, account_of
 from dispatcher.retry import RETRIED_4XX
 from dispatcher.store.records import LeasedDelivery
 
@@ -26,6 +27,10 @@ CIRCUIT_FAILURES = 10
 #: seconds that an open circuit stays quiet: at first, and at most
 FIRST_QUIET = 1.0
 LAST_QUIET = 15.0
+#: seconds for which a lane with a rate limit holds deliveries in memory
+PACED_AHEAD = 2.0
+#: seconds by which a send may come before its time in the pace: timers are not exact
+EARLY = 0.002
 #: lanes that are remembered while they have nothing to do
 IDLE_LANES = 20_000
 
@@ -38,10 +43,13 @@ class Lane:
         "failures",
         "in_flight",
         "key",
+        "last_send",
+        "pace",
         "queue",
         "quiet",
         "quiet_until",
         "reserved",
+        "timer",
         "widest",
         "width",
     )
@@ -63,18 +71,46 @@ class Lane:
         self.quiet = FIRST_QUIET
         #: monotonic time before which nothing is sent
         self.quiet_until = 0.0
+        #: seconds between two sends, where there is a limit to their rate
+        self.pace = 0.0
+        #: monotonic time of the last send, as its pace counts it
+        self.last_send = -math.inf
+        #: it will be looked at when its pace allows the next send
+        self.timer = False
         #: more due work waits in the database than there was room for
         self.backlog = False
 
     def room(self, now: float) -> int:
-        """How many more deliveries it takes into memory: twice its width, so that sending never starves."""
-        if now < self.quiet_until:
+        """How many more deliveries it takes into memory."""
+        if now < self.opens_at:
             return 0
-        return max(0, 2 * self.width - self.in_flight - len(self.queue) - self.reserved)
+        return max(0, self.capacity - self.in_flight - len(self.queue) - self.reserved)
+
+    @property
+    def capacity(self) -> int:
+        """How many deliveries it holds at most: twice its width, so that sending never starves; less at a slow pace."""
+        if self.pace:
+            return max(1, min(2 * self.width, int(PACED_AHEAD / self.pace)))
+        return 2 * self.width
+
+    @property
+    def opens_at(self) -> float:
+        """Monotonic time from which on it takes more: what it could not send soon, it leaves in the database."""
+        return max(self.quiet_until, self.next_send - PACED_AHEAD)
 
     def can_send(self, now: float) -> bool:
         """Whether its next delivery may start."""
-        return bool(self.queue) and self.in_flight < self.width and now >= self.quiet_until
+        return (
+            bool(self.queue)
+            and self.in_flight < self.width
+            and now >= self.quiet_until
+            and now >= self.next_send - EARLY
+        )
+
+    @property
+    def next_send(self) -> float:
+        """Monotonic time before which the pace allows no other send."""
+        return self.last_send + self.pace
 
     @property
     def is_proven(self) -> bool:
@@ -83,7 +119,14 @@ class Lane:
 
     def is_idle(self, now: float) -> bool:
         """Whether it can be forgotten. What it knew of its endpoint, a new one learns again."""
-        return not (self.queue or self.in_flight or self.reserved or self.backlog or now < self.quiet_until)
+        return not (
+            self.queue
+            or self.in_flight
+            or self.reserved
+            or self.backlog
+            or now < self.quiet_until
+            or now < self.next_send
+        )
 
     def note(self, outcome: Outcome, status: int | None, now: float) -> None:
         """Learn from an answer. An endpoint that refuses one message for good is in good health."""
@@ -185,6 +228,8 @@ class Lanes:
     def put(self, delivery: LeasedDelivery, now: float) -> Lane:
         """Queue a leased delivery; returns its lane."""
         lane = self.get(delivery.lane)
+        rate = delivery.endpoint.rate_limit
+        lane.pace = 1 / rate if rate is not None and delivery.kind is DeliveryKind.MESSAGE else 0.0
         lane.queue.append(delivery)
         self.bytes += delivery.size
         self.waiting += 1
@@ -214,7 +259,7 @@ class Lanes:
                 _, lane = lanes.popitem(last=False)
                 if not lane.can_send(now):
                     continue
-                turn = self._begin(lane, account)
+                turn = self._begin(lane, account, now)
                 self.refresh(lane, now)
                 if lanes:
                     ring.move_to_end(account)
@@ -235,8 +280,9 @@ class Lanes:
         free = self._max_in_flight - self.in_flight
         return self._slots_of[account] >= free_slots or self._in_flight_of[account] >= free
 
-    def _begin(self, lane: Lane, account: str) -> Turn:
+    def _begin(self, lane: Lane, account: str, now: float) -> Turn:
         turn = Turn(lane, lane.queue.popleft())
+        lane.last_send = max(now, lane.next_send)
         lane.in_flight += 1
         self.waiting -= 1
         self.in_flight += 1
@@ -270,6 +316,14 @@ class Lanes:
         self.waiting -= len(deliveries)
         self.bytes -= sum(delivery.size for delivery in deliveries)
         return deliveries
+
+    def trim(self, lane: Lane, now: float) -> list[LeasedDelivery]:
+        """Take out of a lane's queue what its pace lets it send only later: a pace is known with the first of them."""
+        keep = 0 if now < lane.opens_at else lane.capacity
+        surplus = [lane.queue.pop() for _ in range(len(lane.queue) - keep)]
+        self.waiting -= len(surplus)
+        self.bytes -= sum(delivery.size for delivery in surplus)
+        return surplus
 
     def refresh(self, lane: Lane, now: float) -> None:
         """Give a lane its turn if it can send."""

@@ -1,4 +1,4 @@
-"""Takes what identifies a delivery's callback out of texts that are kept: answers and errors.
+"""Takes what identifies a delivery's endpoint out of texts that are kept: answers and errors.
 
 An endpoint may echo the request it got. Its URL is a credential, so the echo must not outlive the request, whether
 it comes as it was, cut short, or escaped for JSON, HTML or a URL.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote
 
-from dispatcher.store.records import Callback, Headers
+from subscriptions.models import Headers
 from subscriptions.secrets import PREFIX, Secret
 
 REDACTED = "[redacted]"
@@ -38,10 +38,10 @@ _BACKSLASHED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))?")
 
 
 class Scrubber:
-    """Removes one callback's URL parts, secret and header values from texts."""
+    """Removes one endpoint's URL parts, secrets and header values from texts."""
 
-    def __init__(self, callback: Callback, *, path: str, secret: Secret | None) -> None:
-        needles = {needle for needle in _needles(callback, path, secret) if len(needle) >= MIN_PART}
+    def __init__(self, headers: Headers, *, path: str, secrets: Iterable[Secret]) -> None:
+        needles = {needle for needle in _needles(headers, path, secrets) if len(needle) >= MIN_PART}
         self._blind = len(needles) > MAX_NEEDLES
         if self._blind:
             needles = set()
@@ -84,16 +84,15 @@ class Scrubber:
         )
 
 
-def _needles(callback: Callback, path: str, secret: Secret | None) -> Iterator[str]:
+def _needles(headers: Headers, path: str, secrets: Iterable[Secret]) -> Iterator[str]:
     for part in (path, *re.split(r"[/?&=;#]", path)):
         for form in (part, unquote(part, errors="replace")):
             yield form
             yield from form.split(".")
-    for owned in (callback.secret, secret):
-        if owned is not None:
-            yield owned.reveal()
-            yield owned.reveal().removeprefix(PREFIX)
-    for _, value in callback.headers:
+    for secret in secrets:
+        yield secret.reveal()
+        yield secret.reveal().removeprefix(PREFIX)
+    for _, value in headers:
         yield value
         for word in value.split():
             yield word

@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import structlog
 
 from dispatcher import egress, metrics, retry
+from dispatcher.delivery import handshake
+from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.scrub import Scrubber
+from dispatcher.delivery.signing import Signing, choose
 from dispatcher.delivery.transport import Request, Response, Timing, Transport
+from dispatcher.egress import Target
 from dispatcher.errors import EgressRefused, SendError
-from dispatcher.models import Outcome
+from dispatcher.models import DeliveryKind, Outcome
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report
-from subscriptions import signatures
 from subscriptions.secrets import Secret, SecretError
-from subscriptions.signatures import Scheme, SignatureError
+from subscriptions.signatures import SignatureError
 
 log = structlog.get_logger(__name__)
 
@@ -25,22 +29,29 @@ log = structlog.get_logger(__name__)
 class Sender:
     """Makes single attempts. It decides nothing: `retry.decide` does, when the report is settled."""
 
-    def __init__(self, transport: Transport, *, deadline: float, user_agent: str, schedule: Sequence[float]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        deadline: float,
+        user_agent: str,
+        schedule: Sequence[float],
+        handshakes: Handshakes,
+    ) -> None:
         self._transport = transport
         self._deadline = deadline
         self._user_agent = user_agent
         self._schedule = schedule
+        self._handshakes = handshakes
 
     async def send(self, delivery: LeasedDelivery, account: Account) -> Report:
         """Make one attempt. Raises nothing but CancelledError: whatever goes wrong is in the report."""
-        secret = delivery.callback.secret or account.default_secret
-        started, timestamp = time.monotonic(), int(time.time())
-        timing = Timing()
+        started, now = time.monotonic(), time.time()
+        timing, granted_rate = Timing(), None
         try:
-            target = egress.parse(delivery.callback.url.reveal())
-            scrubber = Scrubber(delivery.callback, path=target.path, secret=secret)
-            headers = [*self._headers(delivery, timestamp), *_signature_headers(delivery, secret, account, timestamp)]
-            request = Request(target=target, headers=headers, body=delivery.body.body, deadline=self._deadline)
+            target = egress.parse(delivery.endpoint.url.reveal())
+            signing = choose(delivery, account, now=int(now * 1000))
+            request = self._request(delivery, target, signing, int(now))
             response = await self._transport.send(request, timing)
         except SendError as exc:
             answer = retry.Answer(outcome=exc.outcome)
@@ -49,7 +60,8 @@ class Sender:
             answer = retry.Answer(outcome=Outcome.EGRESS_REFUSED)
             record = _record(answer, started, timing, error=exc.detail)
         except (SecretError, SignatureError) as exc:
-            # The account's default secret was changed to one that cannot serve the task's schemes.
+            # The account's default secret was changed to one that cannot serve the task's schemes, or every secret
+            # of a subscription is over.
             answer = retry.Answer(outcome=Outcome.INTERNAL_ERROR)
             record = _record(answer, started, timing, error=f"cannot be signed: {exc}")
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not lose the delivery
@@ -58,17 +70,41 @@ class Sender:
             answer = retry.Answer(outcome=Outcome.INTERNAL_ERROR)
             record = _record(answer, started, timing, error="the attempt failed inside the dispatcher")
         else:
-            answer = judge(response, now=time.time())
-            record = _record(answer, started, timing, response=response, scrubber=scrubber)
+            answer, refused = self._judge(delivery, response, other_secret=signing.other_secret)
+            granted_rate = handshake.granted_rate(_by_name(response))
+            scrubber = Scrubber(
+                tuple(request.headers) if delivery.kind is DeliveryKind.HANDSHAKE else delivery.endpoint.headers,
+                path=target.path,
+                secrets=self._secrets(delivery, signing),
+            )
+            record = _record(answer, started, timing, error=refused, response=response, scrubber=scrubber)
         _observe(delivery, answer, record)
         return Report(
             delivery_id=delivery.id,
             attempt=delivery.attempt,
             answer=answer,
             record=record,
-            schedule=self._schedule if account.retry_schedule is None else account.retry_schedule,
+            schedule=self._schedule_of(delivery, account),
             jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
+            granted_rate=granted_rate if delivery.kind is DeliveryKind.HANDSHAKE else None,
+            version=delivery.endpoint.version,
         )
+
+    def _request(self, delivery: LeasedDelivery, target: Target, signing: Signing, timestamp: int) -> Request:
+        deadline = delivery.endpoint.timeout or self._deadline
+        if delivery.kind is DeliveryKind.HANDSHAKE:
+            asked = self._handshakes.headers(delivery.id, delivery.endpoint.rate_limit)
+            headers = [("User-Agent", self._user_agent), *asked]
+            return Request(method="OPTIONS", target=target, headers=headers, body=b"", deadline=deadline)
+        headers = [*self._headers(delivery, timestamp), *signing.headers(delivery, target, timestamp)]
+        return Request(target=target, headers=headers, body=delivery.body.body, deadline=deadline)
+
+    def _secrets(self, delivery: LeasedDelivery, signing: Signing) -> Iterator[Secret]:
+        """What an endpoint may know of us and tell: also a secret that signs later, and with what it can grant."""
+        yield from (key.secret for key in signing.keys)
+        yield from (valid.key.secret for valid in delivery.endpoint.keys)
+        if delivery.kind is DeliveryKind.HANDSHAKE:
+            yield from self._handshakes.secrets(delivery.id)
 
     def _headers(self, delivery: LeasedDelivery, timestamp: int) -> Iterator[tuple[str, str]]:
         yield "Content-Type", delivery.body.content_type
@@ -80,31 +116,51 @@ class Sender:
         if delivery.traceparent is not None:
             yield "traceparent", delivery.traceparent
         yield from delivery.body.headers
-        yield from delivery.callback.headers
+        yield from delivery.endpoint.headers
+
+    def _judge(
+        self, delivery: LeasedDelivery, response: Response, *, other_secret: bool
+    ) -> tuple[retry.Answer, str | None]:
+        """What an answer says, and in words why it is no success although it looks like one."""
+        answer = judge(response, now=time.time(), other_secret=other_secret)
+        if delivery.kind is not DeliveryKind.HANDSHAKE or answer.outcome is not Outcome.SUCCESS:
+            return answer, None
+        if self._handshakes.is_granted(_by_name(response)):
+            return answer, None
+        return replace(answer, outcome=Outcome.HTTP_ERROR), "the answer does not name us in WebHook-Allowed-Origin"
+
+    def _schedule_of(self, delivery: LeasedDelivery, account: Account) -> Sequence[float]:
+        if delivery.kind is not DeliveryKind.MESSAGE:
+            # Whoever asked is waiting for the answer.
+            return ()
+        own = delivery.endpoint.retry_schedule
+        if own is None:
+            own = account.retry_schedule
+        return self._schedule if own is None else own
 
 
-def judge(response: Response, *, now: float) -> retry.Answer:
+def judge(response: Response, *, now: float, other_secret: bool = False) -> retry.Answer:
     """What an answer says. `now` is the wall clock, Unix seconds, for a Retry-After that names a date."""
-    headers = {name.lower(): value for name, value in response.headers}
-    wishes = {wish.strip().lower() for wish in headers.get("webhook-delivery", "").split(",")}
+    headers = _by_name(response)
+    # A list may come in several lines (RFC 9110, section 5.3).
+    wishes = {
+        wish.strip().lower()
+        for name, value in response.headers
+        if name.lower() == "webhook-delivery"
+        for wish in value.split(",")
+    }
     return retry.Answer(
         outcome=Outcome.SUCCESS if 200 <= response.status <= 299 else Outcome.HTTP_ERROR,
         status=response.status,
         retry_after=retry.parse_retry_after(headers.get("retry-after"), now=now),
         abort="abort-message" in wishes,
+        disable="disable" in wishes,
+        other_secret=other_secret,
     )
 
 
-def _signature_headers(
-    delivery: LeasedDelivery, secret: Secret | None, account: Account, timestamp: int
-) -> list[tuple[str, str]]:
-    if secret is None:
-        return []
-    named = delivery.callback.schemes or account.schemes
-    schemes = tuple(map(Scheme, named)) if named else signatures.default_schemes(secret)
-    return signatures.sign(
-        schemes, secret=secret, delivery_id=delivery.wire_id, timestamp=timestamp, body=delivery.body.body
-    )
+def _by_name(response: Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers}
 
 
 def _record(
@@ -140,7 +196,7 @@ def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptReco
         account=delivery.account,
         delivery=delivery.id,
         attempt=delivery.attempt,
-        origin=delivery.callback.origin,
+        origin=delivery.endpoint.origin,
         outcome=str(answer.outcome),
         status=answer.status,
         error=record.error,

@@ -40,8 +40,9 @@ _MAX_AGE_S = 300.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A POST. Headers and body may hold secrets, so `repr` leaves them out."""
+    """What is sent. Headers and body may hold secrets, so `repr` leaves them out."""
 
+    method: str = "POST"
     target: Target
     #: sent as they are and in this order, but for those that frame the message, which are left out
     headers: Sequence[tuple[str, str]] = field(repr=False)
@@ -229,7 +230,7 @@ class _Slot:
         headers = [(b"Host", request.target.authority.encode("ascii"))]
         headers += [(name.encode(), value.encode()) for name, value in request.headers if name.lower() not in FRAMING]
         return httpx.Request(
-            "POST",
+            request.method,
             self._url,
             headers=headers,
             content=request.body,

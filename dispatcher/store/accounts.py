@@ -16,6 +16,7 @@ from dispatcher.store.database import Database, now_ms, upsert
 from dispatcher.store.sealing import open_account_secret, seal_account_secret
 from dispatcher.store.tables import accounts, audit, installation, tokens
 from subscriptions.keyring import Keyring
+from subscriptions.models import Verification
 from subscriptions.secrets import Secret
 
 
@@ -30,6 +31,10 @@ class Account:
     schemes: tuple[str, ...] | None = None
     #: delays between tries, seconds; None means the installation's
     retry_schedule: tuple[float, ...] | None = None
+    #: how new subscriptions prove themselves that do not say
+    verification: Verification = Verification.NONE
+    #: the subscription that is told of the others
+    operational_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +75,8 @@ async def _read(connection: AsyncConnection, keyring: Keyring, account: str, *, 
         default_secret=open_account_secret(keyring, sealed, account=account) if sealed else None,
         schemes=tuple(row["schemes"]) if row["schemes"] is not None else None,
         retry_schedule=tuple(row["retry_schedule"]) if row["retry_schedule"] is not None else None,
+        verification=Verification(row["verification"]),
+        operational_id=row["operational_id"],
     )
 
 
@@ -78,7 +85,7 @@ async def change_account(
 ) -> Account:
     """Change an account's settings, and note who did: read, change and write are one transaction."""
     async with database.write() as connection:
-        await _ensure(connection, account)
+        await ensure(connection, account)
         changed = change(await _read(connection, keyring, account, lock=True))
         secret = changed.default_secret
         await connection.execute(
@@ -88,10 +95,26 @@ async def change_account(
                 default_secret=seal_account_secret(keyring, secret, account=account) if secret else None,
                 schemes=list(changed.schemes) if changed.schemes is not None else None,
                 retry_schedule=list(changed.retry_schedule) if changed.retry_schedule is not None else None,
+                verification=changed.verification,
             )
         )
-        await _note(connection, account=account, actor=actor, action="account.update", subject=account)
+        await write_audit(connection, account=account, actor=actor, action="account.update", subject=account)
     return changed
+
+
+async def next_version(connection: AsyncConnection, account: str) -> int:
+    """Count one more change to an account's subscriptions; what is cached of them is old from now on."""
+    statement = (
+        sa.update(accounts)
+        .where(accounts.c.id == account)
+        .values(subscriptions_version=accounts.c.subscriptions_version + 1)
+        .returning(accounts.c.subscriptions_version)
+    )
+    version = await connection.scalar(statement)
+    if version is None:
+        await ensure(connection, account)
+        version = await connection.scalar(statement)
+    return int(version or 0)
 
 
 async def add_token(
@@ -106,7 +129,7 @@ async def add_token(
 ) -> None:
     """Record a token that is about to be issued."""
     async with database.write() as connection:
-        await _ensure(connection, account)
+        await ensure(connection, account)
         await connection.execute(
             sa.insert(tokens).values(
                 jti=jti,
@@ -117,7 +140,7 @@ async def add_token(
                 expires_at=expires_at,
             )
         )
-        await _note(connection, account=account, actor=actor, action="token.create", subject=jti)
+        await write_audit(connection, account=account, actor=actor, action="token.create", subject=jti)
 
 
 async def revoke_token(database: Database, jti: str, *, actor: str) -> Token | None:
@@ -129,7 +152,7 @@ async def revoke_token(database: Database, jti: str, *, actor: str) -> Token | N
         row = (await connection.execute(sa.select(tokens).where(tokens.c.jti == jti))).mappings().one_or_none()
         if row is None:
             return None
-        await _note(connection, account=row["account"], actor=actor, action="token.revoke", subject=jti)
+        await write_audit(connection, account=row["account"], actor=actor, action="token.revoke", subject=jti)
         return _token(row)
 
 
@@ -143,7 +166,7 @@ async def revoke_noted(database: Database, note: str, *, actor: str) -> None:
             .returning(tokens.c.jti, tokens.c.account)
         )
         for jti, account in revoked.all():
-            await _note(connection, account=account, actor=actor, action="token.revoke", subject=jti)
+            await write_audit(connection, account=account, actor=actor, action="token.revoke", subject=jti)
 
 
 async def list_tokens(database: Database, account: str | None = None) -> list[Token]:
@@ -164,12 +187,14 @@ async def is_token_live(database: Database, jti: str) -> bool:
         return found is not None
 
 
-async def _ensure(connection: AsyncConnection, account: str) -> None:
+async def ensure(connection: AsyncConnection, account: str) -> None:
+    """Make sure that there is a row for an account."""
     insert = upsert(connection, accounts).values(id=account, created_at=now_ms())
     await connection.execute(insert.on_conflict_do_nothing())
 
 
-async def _note(connection: AsyncConnection, *, account: str, actor: str, action: str, subject: str) -> None:
+async def write_audit(connection: AsyncConnection, *, account: str, actor: str, action: str, subject: str) -> None:
+    """Write into the audit log who did what to which object."""
     await connection.execute(
         sa.insert(audit).values(id=new_id(), account=account, actor=actor, action=action, subject=subject, at=now_ms())
     )

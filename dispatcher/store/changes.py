@@ -1,4 +1,4 @@
-"""What a caller may change after a task was accepted: cancel it, give it another callback, send it again.
+"""What a caller may change after a task was accepted: cancel it, give it another callback.
 
 While a worker holds the delivery's lease, the row is only marked: a running request that ends 2xx still counts,
 anything else applies the mark.
@@ -17,8 +17,7 @@ from dispatcher.models import TERMINAL_STATES, DeliveryState, Mark, TaskState, l
 from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import work
 from dispatcher.store.committer import Transaction
-from dispatcher.store.idempotency import Answers
-from dispatcher.store.records import Callback, IdempotencyKey, Replayed
+from dispatcher.store.records import Callback
 from dispatcher.store.sealing import seal_callback
 from dispatcher.store.tables import deliveries, tasks
 from subscriptions.keyring import Keyring
@@ -42,23 +41,6 @@ class NewCallback:
     keyring: Keyring
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Redelivery:
-    """A wish to send an ended delivery again, as a new one."""
-
-    account: str
-    delivery_id: str
-    key: IdempotencyKey | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Redelivered:
-    """The new delivery, and the lane it waits in."""
-
-    delivery_id: str
-    lane: str
-
-
 async def cancel(tx: Transaction, wishes: Sequence[Cancellation]) -> list[Problem | None]:
     """Withdraw tasks. A delivery that is under way is marked."""
     return [await _cancel(tx, wish) for wish in wishes]
@@ -75,7 +57,7 @@ async def _cancel(tx: Transaction, wish: Cancellation) -> Problem | None:
     if delivery["state"] == DeliveryState.LEASED:
         await _mark(tx, delivery["id"], Mark.CANCEL)
     elif delivery["state"] in {DeliveryState.PENDING, DeliveryState.HELD}:
-        await delivery_store.cancel(tx, [delivery])
+        await delivery_store.end(tx, [delivery], DeliveryState.CANCELLED, "cancelled")
     elif delivery["state"] != DeliveryState.CANCELLED:
         return Problem("conflict", f"The delivery is {delivery['state']}; it can no longer be cancelled.")
     return None
@@ -108,42 +90,6 @@ async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str
             sa.update(deliveries).where(deliveries.c.id == delivery["id"]).values(lane=lane, due_at=due)
         )
     return lane
-
-
-async def redeliver(tx: Transaction, wishes: Sequence[Redelivery]) -> list[Problem | Replayed | Redelivered]:
-    """Make new deliveries of ended ones."""
-    answers = Answers(tx)
-    await answers.look_up([wish.key for wish in wishes])
-    results: list[Problem | Replayed | Redelivered] = []
-    for wish in wishes:
-        result = answers.earlier(wish.key) or await _redeliver(tx, wish)
-        if isinstance(result, Redelivered):
-            answers.keep(wish.key, result.delivery_id.encode())
-        results.append(result)
-    await answers.write()
-    return results
-
-
-async def _redeliver(tx: Transaction, wish: Redelivery) -> Problem | Redelivered:
-    delivery = await _delivery(tx, wish.delivery_id)
-    if delivery is None or delivery["account"] != wish.account:
-        return Problem("not-found", "There is no such delivery.")
-    task = await _task(tx, wish.account, delivery["task_id"])
-    if task is None:
-        return _no_task()
-    if delivery["state"] not in TERMINAL_STATES:
-        return Problem("conflict", f"The delivery is {delivery['state']}; only an ended one can be sent again.")
-    latest = await _latest(tx, task)
-    if latest["state"] not in TERMINAL_STATES:
-        return Problem("conflict", "A later delivery of this task is still under way.")
-    if delivery["body_id"] is None:
-        return Problem("conflict", "The task has no result to deliver.")
-    if task["callback_url"] is None or (task["window_end"] or tx.now + 1) <= tx.now:
-        return Problem("callback-wiped", "The callback URL has been wiped. PUT a new one to /tasks/{id}/callback.")
-    lane = lane_of(wish.account, task["callback_origin"])
-    delivery_id = new_id()
-    await delivery_store.insert_redelivery(tx, delivery, delivery_id=delivery_id, lane=lane)
-    return Redelivered(delivery_id=delivery_id, lane=lane)
 
 
 async def _task(tx: Transaction, account: str, task_id: str) -> sa.RowMapping | None:

@@ -27,6 +27,12 @@ log = structlog.get_logger(__name__)
 
 #: rows that go into one transaction at most, so that no caller waits behind an endless one
 MAX_BATCH_WEIGHT = 1_000
+#: and of a patient one while urgent writes come in, so that those never wait long
+MAX_PATIENT_WEIGHT = 50
+#: seconds after an urgent write in which the next one is expected
+LATELY = 1.0
+#: waits that are remembered until somebody takes them
+MAX_WAITS = 100
 #: rows that may wait for a commit; beyond it writers are told to come back
 MAX_WAITING_WEIGHT = 20_000
 
@@ -60,6 +66,8 @@ class _Entry:
     weight: int
     #: called with the answer, or the exception, before the caller hears of it
     then: Callable[[Any], None] | None
+    #: monotonic time
+    since: float = field(default_factory=monotonic)
     answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def resolve(self, answer: Any) -> None:
@@ -85,8 +93,16 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
-        self._waiting: deque[_Entry] = deque()
+        #: what somebody waits for, and what can wait for them
+        self._urgent: deque[_Entry] = deque()
+        self._patient: deque[_Entry] = deque()
         self._waiting_weight = 0
+        #: the last batch was an urgent one
+        self._was_urgent = False
+        #: monotonic time of the last urgent write
+        self._urgent_at = 0.0
+        #: how long urgent writes waited for their commit, seconds, since somebody last took these
+        self._waits: list[float] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -109,11 +125,13 @@ class Committer:
         *,
         weight: int = 1,
         then: Callable[[Answer | Exception], None] | None = None,
+        patient: bool = False,
     ) -> Answer:
         """Put one item into the next batch and wait for its commit.
 
         `weight` is the item's number of rows. `then` is called exactly once, with the answer or with the
-        exception, even when the caller is cancelled meanwhile.
+        exception, even when the caller is cancelled meanwhile. A `patient` write shares no batch with those that a
+        caller of the API waits for, and takes turns with them.
 
         Raises StoreUnavailable when nothing was stored, or what the write answered for this item.
         """
@@ -121,27 +139,51 @@ class Committer:
         if self._stopping or self._waiting_weight > MAX_WAITING_WEIGHT:
             entry.resolve(StoreUnavailable("too many writes are waiting"))
         else:
-            self._waiting.append(entry)
+            if patient:
+                self._patient.append(entry)
+            else:
+                self._urgent.append(entry)
+                self._urgent_at = monotonic()
             self._waiting_weight += weight
             self._wake.set()
         answer: Answer = await asyncio.shield(entry.answer)
         return answer
 
+    def take_waits(self) -> list[float]:
+        """How long urgent writes waited for their commit, seconds, since the last call; one of each batch."""
+        waits, self._waits = self._waits, []
+        return waits
+
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            if not self._waiting:
+            if not (self._urgent or self._patient):
                 if self._stopping:
                     return
                 self._wake.clear()
                 continue
-            await self._commit(self._gather())
+            batch = self._gather()
+            try:
+                await self._commit(batch)
+            except Exception as exc:
+                # A bug of ours; whoever waits must hear of it, and the next batch must have its turn.
+                log.exception("committer_failed")
+                for entry in batch:
+                    entry.resolve(exc)
+            if self._was_urgent and len(self._waits) < MAX_WAITS:
+                self._waits.append(monotonic() - batch[0].since)
 
     def _gather(self) -> list[_Entry]:
-        batch = [self._waiting.popleft()]
+        """The next batch: urgent and patient writes take turns."""
+        self._was_urgent = bool(self._urgent) and not (self._was_urgent and self._patient)
+        waiting = self._urgent if self._was_urgent else self._patient
+        most = MAX_BATCH_WEIGHT
+        if not self._was_urgent and monotonic() - self._urgent_at < LATELY:
+            most = MAX_PATIENT_WEIGHT
+        batch = [waiting.popleft()]
         weight = batch[0].weight
-        while self._waiting and weight + self._waiting[0].weight <= MAX_BATCH_WEIGHT:
-            entry = self._waiting.popleft()
+        while waiting and weight + waiting[0].weight <= most:
+            entry = waiting.popleft()
             weight += entry.weight
             batch.append(entry)
         self._waiting_weight -= weight

@@ -54,7 +54,7 @@ def rows_of(task: NewTask, keyring: Keyring) -> dict[str, dict[str, Any]]:
         "delivery": {
             "id": task.delivery_id,
             "account": task.account,
-            "task_id": task.id,
+            "source_id": task.id,
             "wire_id": task.delivery_id,
             "lane": lane_of(task.account, task.callback.origin),
             "state": DeliveryState.LEASED if task.handed_off else DeliveryState.PENDING,

@@ -5,6 +5,7 @@ No query here costs more when a lane has more waiting in it. docs/states.md draw
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +15,22 @@ import sqlalchemy as sa
 import structlog
 
 from dispatcher.bodies import Body
-from dispatcher.models import DeliveryState
-from dispatcher.store import ledger
+from dispatcher.models import DeliveryKind, DeliveryState
+from dispatcher.store import endpoints, holding, ledger
 from dispatcher.store.committer import Transaction
-from dispatcher.store.deliveries import wipe
-from dispatcher.store.records import LaneClaim, LeasedBatch, LeasedDelivery
+from dispatcher.store.deliveries import end, wipe
+from dispatcher.store.endpoints import Endpoints, Stamp
+from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
-from dispatcher.store.tables import bodies, deliveries, is_waiting, tasks
+from dispatcher.store.tables import bodies, deliveries, events, is_waiting, tasks
 from subscriptions.keyring import Keyring, KeyringError
+from subscriptions.models import Subscription, SubscriptionState
 
 log = structlog.get_logger(__name__)
 
 #: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
 MAX_LANES_PER_CLAIM = 100
-#: how long a delivery waits whose callback cannot be opened: somebody has to bring the key, milliseconds
+#: how long a delivery waits whose endpoint cannot be opened: somebody has to bring the key, milliseconds
 UNREADABLE_DELAY_MS = 300_000
 
 
@@ -37,21 +40,25 @@ class Claims:
 
     lanes: Sequence[LaneClaim]
     keyring: Keyring
+    endpoints: Endpoints
 
 
 async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch]:
     """Lease due deliveries, oldest first within each lane, and tell when each lane has more.
 
-    Deliveries whose window has ended are not leased but expired.
+    Deliveries whose window has ended are not leased but expired; those of a subscription that is disabled are held.
     """
     return [await _lease_one(tx, request) for request in requests]
 
 
 async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
-    found = list((await tx.connection.execute(_due(request.lanes, tx.now))).scalars()) if request.lanes else []
-    rows = (await tx.connection.execute(_details().where(deliveries.c.id.in_(found)))).mappings().all() if found else []
-    await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
-    leased = await _opened(tx, [row for row in rows if not _window_is_over(row, tx.now)], request.keyring)
+    found = (await tx.connection.execute(_due(request.lanes, tx.now))).all() if request.lanes else []
+    callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
+    others = [id_ for id_, subscription_id in found if subscription_id is not None]
+    leased = [
+        *(await _callbacks(tx, callbacks, request.keyring) if callbacks else ()),
+        *(await _messages(tx, others, request.endpoints) if others else ()),
+    ]
     if leased:
         await tx.connection.execute(
             sa.update(deliveries)
@@ -64,25 +71,11 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     )
 
 
-async def _opened(tx: Transaction, rows: Sequence[sa.RowMapping], keyring: Keyring) -> list[LeasedDelivery]:
-    """The deliveries in these rows. One that the keyring cannot open is put off, so that it holds up no other."""
-    opened: list[LeasedDelivery] = []
-    for row in rows:
-        try:
-            opened.append(_leased(row, keyring))
-        except KeyringError:
-            log.error("callback_unreadable", delivery=row["id"], advice="the keyring lacks the key that sealed it")
-            await tx.connection.execute(
-                sa.update(deliveries).where(deliveries.c.id == row["id"]).values(due_at=tx.now + UNREADABLE_DELAY_MS)
-            )
-    return opened
-
-
 def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
     """Ids of due deliveries: one index range per lane, so that a long lane costs the others nothing."""
     arms = [
         sa.select(
-            sa.select(deliveries.c.id)
+            sa.select(deliveries.c.id, deliveries.c.subscription_id)
             .where(
                 is_waiting,
                 deliveries.c.lane == claim.lane,
@@ -98,7 +91,34 @@ def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
     return sa.union_all(*arms) if len(arms) > 1 else arms[0]
 
 
-def _details() -> sa.Select[Any]:
+async def _put_off(tx: Transaction, row: sa.RowMapping, what: str) -> None:
+    """The keyring cannot open what it takes to send this one: it waits, so that it holds up no other."""
+    log.error(what, delivery=row["id"], advice="the keyring lacks the key that sealed it")
+    await tx.connection.execute(
+        sa.update(deliveries).where(deliveries.c.id == row["id"]).values(due_at=tx.now + UNREADABLE_DELAY_MS)
+    )
+
+
+# --- callbacks --------------------------------------------------------------------------------------------
+
+
+async def _callbacks(tx: Transaction, ids: Sequence[str], keyring: Keyring) -> list[LeasedDelivery]:
+    rows = (await tx.connection.execute(_callback_details().where(deliveries.c.id.in_(ids)))).mappings().all()
+    await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
+    opened: list[LeasedDelivery] = []
+    for row in rows:
+        if _window_is_over(row, tx.now):
+            continue
+        try:
+            callback = open_callback(keyring, row, account=row["account"], task_id=row["source_id"])
+        except KeyringError:
+            await _put_off(tx, row, "callback_unreadable")
+        else:
+            opened.append(_leased(row, Endpoint.of_callback(callback, account=row["account"])))
+    return opened
+
+
+def _callback_details() -> sa.Select[Any]:
     return sa.select(
         deliveries,
         tasks.c.type,
@@ -115,26 +135,12 @@ def _details() -> sa.Select[Any]:
         bodies.c.content_type,
         bodies.c.headers,
     ).select_from(
-        deliveries.join(tasks, tasks.c.id == deliveries.c.task_id).join(bodies, bodies.c.id == deliveries.c.body_id)
+        deliveries.join(tasks, tasks.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
     )
 
 
 def _window_is_over(row: sa.RowMapping, now: int) -> bool:
     return row["callback_url"] is None or (row["window_end"] is not None and row["window_end"] <= now)
-
-
-def _leased(row: sa.RowMapping, keyring: Keyring) -> LeasedDelivery:
-    return LeasedDelivery(
-        id=row["id"],
-        wire_id=row["wire_id"],
-        account=row["account"],
-        lane=row["lane"],
-        attempt=row["attempt"] + 1,
-        event=row["type"],
-        callback=open_callback(keyring, row, account=row["account"], task_id=row["task_id"]),
-        body=Body(row["content"], row["content_type"], tuple((n, v) for n, v in row["headers"] or ())),
-        traceparent=row["traceparent"],
-    )
 
 
 async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
@@ -145,8 +151,94 @@ async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
         .where(deliveries.c.id.in_([row["id"] for row in rows]))
         .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
     )
-    await wipe(tx, {row["task_id"] for row in rows})
+    await wipe(tx, {row["source_id"] for row in rows})
     await ledger.count(tx, Counter((row["account"], DeliveryState.EXPIRED) for row in rows))
+
+
+# --- subscriptions ----------------------------------------------------------------------------------------
+
+
+async def _messages(tx: Transaction, ids: Sequence[str], known: Endpoints) -> list[LeasedDelivery]:
+    rows = (await tx.connection.execute(_message_details().where(deliveries.c.id.in_(ids)))).mappings().all()
+    standing = await endpoints.standing(tx.connection, (row["subscription_id"] for row in rows))
+    going = await _without_those_that_stay(tx, rows, standing)
+    opened = await _opened(tx, going, standing, known)
+    return [
+        _leased(row, Endpoint.of_subscription(opened[row["subscription_id"]]))
+        for row in going
+        if row["subscription_id"] in opened
+    ]
+
+
+async def _opened(
+    tx: Transaction, rows: Sequence[sa.RowMapping], standing: dict[str, sa.RowMapping], known: Endpoints
+) -> dict[str, Subscription]:
+    wanted = {row["subscription_id"] for row in rows}
+    with contextlib.suppress(KeyringError):
+        return await known.get(tx.connection, [Stamp.of(standing[id_]) for id_ in wanted])
+    opened: dict[str, Subscription] = {}
+    for id_ in wanted:
+        # One by one: what cannot be opened must not keep the others.
+        try:
+            opened.update(await known.get(tx.connection, [Stamp.of(standing[id_])]))
+        except KeyringError:
+            for row in rows:
+                if row["subscription_id"] == id_:
+                    await _put_off(tx, row, "subscription_unreadable")
+    return opened
+
+
+def _message_details() -> sa.Select[Any]:
+    return sa.select(
+        deliveries,
+        events.c.type,
+        events.c.traceparent,
+        bodies.c.content,
+        bodies.c.content_type,
+        bodies.c.headers,
+    ).select_from(
+        deliveries.join(events, events.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
+    )
+
+
+async def _without_those_that_stay(
+    tx: Transaction, rows: Sequence[sa.RowMapping], standing: dict[str, sa.RowMapping]
+) -> list[sa.RowMapping]:
+    """Those that may be sent. What a disabled subscription would get is held, and of a deleted one cancelled."""
+    going: list[sa.RowMapping] = []
+    deleted: list[sa.RowMapping] = []
+    disabled: dict[str, list[str]] = {}
+    for row in rows:
+        subscription = standing.get(row["subscription_id"])
+        if subscription is None or subscription["state"] == SubscriptionState.DELETED:
+            deleted.append(row)
+        elif subscription["state"] == SubscriptionState.DISABLED and row["kind"] == DeliveryKind.MESSAGE:
+            disabled.setdefault(row["subscription_id"], []).append(row["id"])
+        else:
+            going.append(row)
+    for id_, ids in disabled.items():
+        await holding.hold(tx, standing[id_], ids)
+    await end(tx, deleted, DeliveryState.CANCELLED, "deleted")
+    return going
+
+
+def _leased(row: sa.RowMapping, endpoint: Endpoint) -> LeasedDelivery:
+    return LeasedDelivery(
+        id=row["id"],
+        wire_id=row["wire_id"],
+        account=row["account"],
+        lane=row["lane"],
+        attempt=row["attempt"] + 1,
+        event=row["type"],
+        endpoint=endpoint,
+        body=Body(row["content"], row["content_type"], tuple((n, v) for n, v in row["headers"] or ())),
+        traceparent=row["traceparent"],
+        kind=DeliveryKind(row["kind"]),
+        other_secret=row["other_secret"],
+    )
+
+
+# --- when there is more -----------------------------------------------------------------------------------
 
 
 async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | None]:

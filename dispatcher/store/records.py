@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dispatcher import retry
 from dispatcher.bodies import Body
-from dispatcher.models import BodyMode, DeliveryState, Outcome, TaskState
-from subscriptions.secrets import Secret
-
-Headers = tuple[tuple[str, str], ...]
+from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, Outcome, TaskState
+from subscriptions.models import Headers, Subscription, ValidKey
+from subscriptions.secrets import Secret, SigningKey
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,75 @@ class Callback:
     token: str
     #: end of the window in which it can be used, milliseconds since the epoch
     window_end: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """Where a delivery goes and how it is sent: what a callback and a subscription have in common."""
+
+    url: Secret
+    #: scheme, host and port; all of the URL that may be shown
+    origin: str
+    #: names whose key signs: the subscription, or the account of a callback
+    key_id: str
+    #: custom headers; their values may be credentials
+    headers: Headers = field(default=(), repr=False)
+    #: what signs, the newest first; none leaves it to the account's default
+    keys: tuple[ValidKey, ...] = ()
+    #: signature schemes; None means the account's, or those that fit the secret
+    schemes: tuple[str, ...] | None = None
+    hub_method: str = "sha256"
+    #: delays between tries, seconds; None means the account's
+    retry_schedule: tuple[float, ...] | None = None
+    #: total deadline of one attempt, seconds; None means the installation's
+    timeout: float | None = None
+    #: requests per second
+    rate_limit: float | None = None
+    #: end of the window in which it can be used, milliseconds since the epoch
+    window_end: int | None = None
+    #: set for a subscription: it is never sent to unsigned
+    subscription_id: str | None = None
+    #: which state of the subscription this is
+    version: int | None = None
+
+    @classmethod
+    def of_callback(cls, callback: Callback, *, account: str) -> Endpoint:
+        """A task's callback."""
+        keys: tuple[ValidKey, ...] = ()
+        if callback.secret is not None:
+            key = SigningKey(secret=callback.secret)
+            keys = (ValidKey(id="", key=key, valid_from=0, valid_until=None, created_at=0),)
+        return cls(
+            url=callback.url,
+            origin=callback.origin,
+            key_id=account,
+            headers=callback.headers,
+            keys=keys,
+            schemes=callback.schemes,
+            window_end=callback.window_end,
+        )
+
+    @classmethod
+    def of_subscription(cls, subscription: Subscription) -> Endpoint:
+        """A subscription's endpoint."""
+        return cls(
+            url=subscription.url,
+            origin=subscription.origin,
+            key_id=subscription.id,
+            headers=subscription.headers,
+            keys=subscription.keys,
+            schemes=subscription.schemes,
+            hub_method=subscription.hub_method,
+            retry_schedule=subscription.retry_schedule,
+            timeout=subscription.timeout,
+            rate_limit=subscription.rate_limit,
+            subscription_id=subscription.id,
+            version=subscription.version,
+        )
+
+    def keys_at(self, now: int) -> tuple[SigningKey, ...]:
+        """What signs at a moment (milliseconds since the epoch), the newest first."""
+        return tuple(key.key for key in self.keys if key.is_valid(now))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +152,14 @@ class LeasedDelivery:
     attempt: int
     #: the event type, or the task's type
     event: str
-    callback: Callback
+    endpoint: Endpoint
     body: Body
     traceparent: str | None
+    kind: DeliveryKind = DeliveryKind.MESSAGE
+    #: sign with the older secret this time: the newer one was just refused
+    other_secret: bool = False
+    #: monotonic clock when its endpoint was looked at, seconds
+    seen_at: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def size(self) -> int:
@@ -123,6 +197,10 @@ class Report:
     schedule: Sequence[float]
     #: from -1 to 1
     jitter: float
+    #: requests per second that a handshake granted
+    granted_rate: float | None = None
+    #: the state of the subscription that it was sent by
+    version: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +213,10 @@ class Settled:
     delay: float | None
     #: seconds for which the endpoint asked us to stay away
     pause: float | None
+    #: another delivery of the lane is due now: it was behind this one in order
+    promoted: bool = False
+    #: its subscription was disabled or enabled, or there is something to tell of it: work for `chores`
+    moves: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,3 +301,41 @@ class TaskSettled:
 
     state: TaskState
     lane: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewEvent:
+    """An event as it was accepted."""
+
+    id: str
+    account: str
+    type: str
+    payload: bytes = field(repr=False)
+    #: the id that its publisher gave it
+    reference: str | None = None
+    subject: str | None = None
+    ordering_key: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skipped:
+    """A subscription that wanted an event and does not get it."""
+
+    subscription_id: str
+    #: `filter`: its filter could not be evaluated; `gone`: its endpoint has said that it will not come back
+    reason: str
+    #: a sentence for its owner
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What became of an event: it is on disk, and so are its deliveries, or they will be."""
+
+    event_id: str
+    #: deliveries that it has or will have
+    deliveries: int
+    #: whether they are all there
+    complete: bool
+    skipped: tuple[Skipped, ...]

@@ -7,15 +7,21 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from dispatcher.store.records import Callback, Headers
+from dispatcher.store.records import Callback
 from subscriptions.keyring import Keyring, Place
+from subscriptions.models import Headers
 from subscriptions.secrets import Secret
 
 _encode = msgspec.json.encode
 _decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
 
 
-def _place(account: str, column: str, row: str, *, table: str = "tasks") -> Place:
+#: the value that tells whether a keyring belongs to a database
+CANARY = Place(purpose="canary", account="", table="installation", column="canary", row="1")
+
+
+def place(account: str, column: str, row: str, *, table: str = "tasks") -> Place:
+    """Where a sealed column's value lives."""
     return Place(purpose=column, account=account, table=table, column=column, row=row)
 
 
@@ -23,7 +29,7 @@ def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id
     """The columns of `tasks` that hold a callback."""
 
     def seal(column: str, text: str | None) -> bytes | None:
-        return None if text is None else keyring.seal(text, where=_place(account, column, task_id))
+        return None if text is None else keyring.seal(text, where=place(account, column, task_id))
 
     return {
         "callback_url": seal("callback_url", callback.url.reveal()),
@@ -42,7 +48,7 @@ def open_callback(keyring: Keyring, row: sa.RowMapping, *, account: str, task_id
 
     def opened(column: str) -> str | None:
         sealed = row[column]
-        return None if sealed is None else keyring.open(sealed, where=_place(account, column, task_id)).decode()
+        return None if sealed is None else keyring.open(sealed, where=place(account, column, task_id)).decode()
 
     url, secret, headers = opened("callback_url"), opened("callback_secret"), opened("callback_headers")
     if url is None:
@@ -61,12 +67,12 @@ def open_callback(keyring: Keyring, row: sa.RowMapping, *, account: str, task_id
 
 def seal_account_secret(keyring: Keyring, secret: Secret, *, account: str) -> bytes:
     """An account's default secret as a column."""
-    return keyring.seal(secret.reveal(), where=_place(account, "default_secret", account, table="accounts"))
+    return keyring.seal(secret.reveal(), where=place(account, "default_secret", account, table="accounts"))
 
 
 def open_account_secret(keyring: Keyring, sealed: bytes, *, account: str) -> Secret:
     """An account's default secret."""
-    where = _place(account, "default_secret", account, table="accounts")
+    where = place(account, "default_secret", account, table="accounts")
     return Secret(keyring.open(sealed, where=where).decode())
 
 

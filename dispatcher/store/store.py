@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar, cast, overload
+from weakref import WeakValueDictionary
 
-from dispatcher.store import accounts, changes, deliveries, idempotency, intake, leasing, ledger, sessions, upkeep, work
+from dispatcher.errors import StoreUnavailable
+from dispatcher.store import (
+    accounts,
+    changes,
+    deliveries,
+    endpoints,
+    holding,
+    idempotency,
+    intake,
+    leasing,
+    ledger,
+    publishing,
+    redelivering,
+    rotating,
+    sessions,
+    settling,
+    subscribing,
+    telling,
+    upkeep,
+    work,
+)
 from dispatcher.store.accounts import Account
-from dispatcher.store.committer import Committer
+from dispatcher.store.committer import Committer, Transaction
 from dispatcher.store.database import Database
+from dispatcher.store.endpoints import Endpoints
 from dispatcher.store.records import (
     Callback,
+    Endpoint,
     IdempotencyKey,
     LaneClaim,
     LeasedBatch,
     LeasedTask,
     NewTask,
+    Published,
     Released,
     Replayed,
     Report,
@@ -23,7 +51,15 @@ from dispatcher.store.records import (
     TaskReport,
     TaskSettled,
 )
-from subscriptions.keyring import Keyring
+from dispatcher.store.rosters import Roster, Rosters, Subscriber
+from subscriptions.keyring import Keyring, KeyringError
+from subscriptions.models import Draft, Movement, Subscription, ValidKey
+from subscriptions.secrets import SigningKey
+
+T = TypeVar("T")
+
+#: times that events are planned before their publisher is told to come back
+PLANS = 5
 
 
 class Store:
@@ -37,6 +73,9 @@ class Store:
         self.keyring = keyring
         self._committer = committer
         self._session_ttl = session_ttl
+        self._endpoints = Endpoints(keyring)
+        self._rosters = Rosters()
+        self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     async def open(cls, database: Database, keyring: Keyring, *, session_ttl: float, alone: bool) -> Store:
@@ -58,6 +97,10 @@ class Store:
     async def renew_session(self) -> None:
         """Begin a new session after the old one was over. What was leased under the old one is lost to us."""
         self._committer.session = await sessions.open_session(self.database, ttl=self._session_ttl, alone=False)
+
+    def take_waits(self) -> list[float]:
+        """How long callers waited for their commits, seconds, since the last call."""
+        return self._committer.take_waits()
 
     # Tasks
 
@@ -115,53 +158,278 @@ class Store:
 
     async def lease(self, lanes: Sequence[LaneClaim]) -> LeasedBatch:
         """Lease due deliveries, lane by lane."""
-        claims = leasing.Claims(lanes=lanes, keyring=self.keyring)
-        return await self._committer.write(leasing.lease, claims, weight=sum(claim.limit for claim in lanes))
+        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints)
+        return await self._committer.write(
+            leasing.lease, claims, weight=sum(claim.limit for claim in lanes), patient=True
+        )
 
     async def due_lanes(self, *, after: str, limit: int) -> dict[str, float]:
         """Lanes beyond `after` that have pending work, with the seconds until it is due."""
-        return await self._committer.write(leasing.due_lanes, (after, limit))
+        return await self._committer.write(leasing.due_lanes, (after, limit), patient=True)
 
     async def settle(self, report: Report) -> Settled:
         """Record an attempt and what follows from it. Raises LeaseLost."""
-        return await self._committer.write(deliveries.settle, report)
+        return await self._committer.write(settling.settle, report, patient=True)
+
+    async def is_current(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint that was opened a while ago is still as it was."""
+        if endpoint.subscription_id is None:
+            return True
+        async with self.database.read() as connection:
+            standing = await endpoints.standing(connection, [endpoint.subscription_id])
+        now = standing.get(endpoint.subscription_id)
+        return now is not None and now["version"] == endpoint.version
 
     async def release(self, release: deliveries.Release) -> Released | None:
         """Give back the lease of a delivery that was not sent; tells where it waits now, if it does."""
-        return await self._committer.write(deliveries.release, release)
+        return await self._committer.write(deliveries.release, release, patient=True)
 
     async def redeliver(
         self, account: str, delivery_id: str, key: IdempotencyKey | None
-    ) -> Replayed | changes.Redelivered:
+    ) -> Replayed | redelivering.Redelivered:
         """Send an ended delivery again, as a new one. Raises Problem."""
-        wish = changes.Redelivery(account=account, delivery_id=delivery_id, key=key)
-        return await self._committer.write(changes.redeliver, wish)
+        wish = redelivering.Redelivery(account=account, delivery_id=delivery_id, key=key)
+        return await self._committer.write(redelivering.redeliver, wish)
+
+    async def redeliver_all(self, wish: redelivering.Bulk) -> Replayed | str:
+        """Begin to send all ended deliveries again that fit; returns the wish's id. Raises Problem."""
+        return await self._committer.write(redelivering.begin, wish)
+
+    # Events
+
+    async def roster(self, account: str) -> Roster:
+        """Who of an account's subscriptions wants which events, as known in memory."""
+        return await self._rosters.get(self.database, account)
+
+    def planning(self, account: str) -> asyncio.Lock:
+        """To be held while an event is planned: an account's filters have one turn among everybody's, not many."""
+        lock = self._planning.get(account)
+        if lock is None:
+            lock = self._planning[account] = asyncio.Lock()
+        return lock
+
+    async def opened(self, subscribers: Mapping[str, Subscriber]) -> dict[str, Subscription]:
+        """Subscriptions opened for sending; those that the keyring cannot open are not among them."""
+        if not subscribers:
+            return {}
+        async with self.database.read() as connection:
+            try:
+                return await self._endpoints.get(connection, [one.stamp for one in subscribers.values()])
+            except KeyringError:
+                return {}
+
+    async def publish(
+        self,
+        publications: Sequence[publishing.Publication],
+        *,
+        key: IdempotencyKey | None,
+        describe: Callable[[Published], bytes],
+        answer: publishing.Join,
+        source: str,
+        then: Callable[[publishing.Accepted | Replayed | publishing.Outdated | Exception], None],
+    ) -> publishing.Accepted | Replayed:
+        """Store events and the deliveries to their subscribers, all or none.
+
+        `describe` and `answer` say what the caller is told of one event, and of all. Returns the earlier answer if
+        the key was used before. `then` is called with what each try brought: `Outdated`, perhaps, after which nothing
+        is handed off any more, and what is returned or raised. Raises Problem when the key belongs to another body.
+        """
+        request = publishing.Request(
+            publications=publications,
+            key=key,
+            describe=describe,
+            answer=answer,
+            source=source,
+        )
+        for _ in range(PLANS):
+            weight = publishing.weight(request.publications)
+            result: publishing.Accepted | Replayed | publishing.Outdated = await self._committer.write(
+                publishing.accept, request, weight=weight, then=then
+            )
+            if isinstance(result, Replayed):
+                return result
+            stale = result.accounts if isinstance(result, publishing.Outdated) else result.stale
+            try:
+                for account in stale:
+                    async with self.database.read() as connection:
+                        self._rosters.remember(await self._rosters.read(connection, account))
+            except StoreUnavailable:
+                # What is on disk is not denied: the next event reads them anew.
+                if not isinstance(result, publishing.Accepted):
+                    raise
+            if isinstance(result, publishing.Accepted):
+                return result
+            request = replace(request, publications=await self._planned_anew(request))
+        raise StoreUnavailable("an account's subscriptions change faster than an event can be planned for them")
+
+    async def _planned_anew(self, request: publishing.Request) -> list[publishing.Publication]:
+        now = time.time_ns() // 1_000_000
+        anew: list[publishing.Publication] = []
+        for one in request.publications:
+            account = one.event.account
+            async with self.planning(account):
+                roster = await self.roster(account)
+                anew.append(await publishing.plan_anew(roster, one, created_at=now, source=request.source))
+        return anew
+
+    # Subscriptions
+
+    @overload
+    async def create_subscription(
+        self, who: subscribing.Who, draft: Draft, key: SigningKey, *, is_active: bool
+    ) -> subscribing.Changed: ...
+
+    @overload
+    async def create_subscription(
+        self, who: subscribing.Who, draft: Draft, key: SigningKey, *, is_active: bool, once: IdempotencyKey | None
+    ) -> subscribing.Changed | Replayed: ...
+
+    async def create_subscription(
+        self,
+        who: subscribing.Who,
+        draft: Draft,
+        key: SigningKey,
+        *,
+        is_active: bool,
+        once: IdempotencyKey | None = None,
+    ) -> subscribing.Changed | Replayed:
+        """Store a new subscription. Replayed under a key that was used before, its answer is the id. Raises Problem."""
+
+        async def create(tx: Transaction) -> subscribing.Changed:
+            return await subscribing.create(tx, who, draft, key, is_active=is_active)
+
+        return await self._change(lambda tx: subscribing.once(tx, once, create, lambda made: made.subscription.id))
+
+    async def change_subscription(
+        self, who: subscribing.Who, subscription_id: str, edit: Callable[[Subscription], Draft]
+    ) -> subscribing.Changed:
+        """Change what an owner says of a subscription; `edit` may raise Problem. Raises Problem."""
+        return await self._change(lambda tx: subscribing.change(tx, who, subscription_id, edit))
+
+    async def delete_subscription(self, who: subscribing.Who, subscription_id: str) -> None:
+        """Delete a subscription. Raises Problem."""
+        await self._change(lambda tx: subscribing.delete(tx, who, subscription_id))
+
+    async def enable_subscription(
+        self, who: subscribing.Who, subscription_id: str, then: Movement
+    ) -> subscribing.Changed:
+        """Ask a subscription's endpoint whether it is there, so that it is enabled. Raises Problem."""
+        return await self._change(lambda tx: subscribing.enable(tx, who, subscription_id, then))
+
+    async def disable_subscription(self, who: subscribing.Who, subscription_id: str) -> subscribing.Changed:
+        """Disable a subscription. Raises Problem."""
+        return await self._change(lambda tx: subscribing.disable(tx, who, subscription_id))
+
+    async def ping_subscription(self, who: subscribing.Who, subscription_id: str) -> subscribing.Asked:
+        """Send a ping to a subscription. Raises Problem."""
+        return await self._change(lambda tx: subscribing.ping(tx, who, subscription_id))
+
+    async def grant_handshake(self, delivery_id: str, rate: float | None) -> None:
+        """Enable a subscription whose endpoint grants its handshake later. Raises Problem."""
+        await self._change(lambda tx: subscribing.grant(tx, delivery_id, rate))
+
+    async def set_operational(self, who: subscribing.Who, draft: Draft | None, key: SigningKey | None) -> None:
+        """Put another operational endpoint in place, or none. Raises Problem."""
+        await self._change(lambda tx: subscribing.set_operational(tx, who, draft, key))
+
+    @overload
+    async def rotate_secret(
+        self,
+        who: subscribing.Who,
+        subscription_id: str,
+        rotation: rotating.Rotation,
+        check: Callable[[Subscription, SigningKey], None],
+    ) -> ValidKey: ...
+
+    @overload
+    async def rotate_secret(
+        self,
+        who: subscribing.Who,
+        subscription_id: str,
+        rotation: rotating.Rotation,
+        check: Callable[[Subscription, SigningKey], None],
+        *,
+        once: IdempotencyKey | None,
+    ) -> ValidKey | Replayed: ...
+
+    async def rotate_secret(
+        self,
+        who: subscribing.Who,
+        subscription_id: str,
+        rotation: rotating.Rotation,
+        check: Callable[[Subscription, SigningKey], None],
+        *,
+        once: IdempotencyKey | None = None,
+    ) -> ValidKey | Replayed:
+        """Add a secret and let the others end; `check` may raise Problem.
+
+        Replayed under a key that was used before, its answer is the secret's id. Raises Problem.
+        """
+
+        async def rotate(tx: Transaction) -> ValidKey:
+            return await rotating.rotate(tx, who, subscription_id, rotation, check)
+
+        return await self._change(lambda tx: subscribing.once(tx, once, rotate, lambda made: made.id))
+
+    async def revoke_secret(self, who: subscribing.Who, subscription_id: str, secret_id: str) -> None:
+        """End a secret at once. Raises Problem."""
+        await self._change(lambda tx: rotating.revoke(tx, who, subscription_id, secret_id))
+
+    async def _change(self, change: Callable[[Transaction], Awaitable[T]]) -> T:
+        result = await self._committer.write(subscribing.apply, change)
+        return cast("T", result)
+
+    # Steps of what is too big for one transaction
+
+    async def fan_out(self) -> publishing.FannedOut:
+        """Make the next deliveries of an event that is not fanned out yet."""
+        return await self._committer.write(publishing.fan_out, None, weight=publishing.STEP, patient=True)
+
+    async def move_deliveries(self, release_limit: int) -> holding.Moved:
+        """Hold, release, discard or cancel the next deliveries of subscriptions that changed their state."""
+        return await self._committer.write(holding.move, release_limit, weight=holding.STEP, patient=True)
+
+    async def step_redeliveries(self) -> redelivering.Stepped:
+        """Send the next deliveries again that somebody asked for in bulk."""
+        return await self._committer.write(redelivering.step, None, weight=redelivering.STEP, patient=True)
+
+    async def tell(self) -> telling.Told:
+        """Tell accounts what happened to their subscriptions."""
+        return await self._committer.write(telling.tell, None, patient=True)
 
     # Upkeep: each returns how many rows it handled
 
     async def reap(self) -> int:
         """Free the leases of dead sessions and of late remote processors."""
-        return await self._committer.write(upkeep.reap, None)
+        return await self._committer.write(upkeep.reap, None, patient=True)
 
     async def end_windows(self) -> int:
         """Expire what waits for a callback whose window is over."""
-        return await self._committer.write(upkeep.end_windows, None, weight=upkeep.BATCH)
+        return await self._committer.write(upkeep.end_windows, None, weight=upkeep.BATCH, patient=True)
+
+    async def end_holds(self) -> int:
+        """Expire what was held for as long as it may be, one batch."""
+        return await self._committer.write(holding.end_holds, upkeep.BATCH, weight=upkeep.BATCH, patient=True)
+
+    async def end_secrets(self) -> int:
+        """Note secrets that end soon, and delete those that have ended, one batch."""
+        return await self._committer.write(rotating.end_secrets, upkeep.BATCH, weight=upkeep.BATCH, patient=True)
 
     async def delete_old(self, age: float) -> int:
         """Delete what ended more than `age` seconds ago, one batch."""
-        return await self._committer.write(upkeep.delete_old, round(age * 1000), weight=upkeep.BATCH)
+        return await self._committer.write(upkeep.delete_old, round(age * 1000), weight=upkeep.BATCH, patient=True)
 
     async def forget_answers(self) -> int:
         """Delete old idempotency answers, one batch."""
-        return await self._committer.write(upkeep.forget_answers, None, weight=upkeep.BATCH)
+        return await self._committer.write(upkeep.forget_answers, None, weight=upkeep.BATCH, patient=True)
 
     async def unknown_leases(self, known: frozenset[str]) -> set[str]:
         """Deliveries leased to this process that are not among those it knows."""
-        return await self._committer.write(upkeep.unknown_leases, known)
+        return await self._committer.write(upkeep.unknown_leases, known, patient=True)
 
     async def interrupt(self, delivery_ids: Sequence[str]) -> int:
         """Free leases of our own that nobody works on."""
-        return await self._committer.write(upkeep.interrupt, delivery_ids, weight=len(delivery_ids))
+        return await self._committer.write(upkeep.interrupt, delivery_ids, weight=len(delivery_ids), patient=True)
 
     # Reading
 

@@ -1,7 +1,8 @@
-"""The tables of accounts, tasks, deliveries and what belongs to them.
+"""The tables of accounts, tasks, events, deliveries and what belongs to them.
 
-Migrations create these (`dispatcher/store/migrations`); a test holds the two together. Ids are UUIDv7 in hex,
-moments are milliseconds by the database's clock. Of a callback URL the origin stands in clear, the rest is encrypted.
+Those of subscriptions and their secrets are in `subscriptions.schema`. Migrations create all of them
+(`dispatcher/store/migrations`); a test holds the two together. Ids are UUIDv7 in hex, moments are milliseconds by the
+database's clock. Of a callback URL the origin stands in clear, the rest is encrypted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from dispatcher.models import LIVE_STATES
-from subscriptions.schema import Id, Instant, Sealed, metadata
+from subscriptions.schema import Id, Instant, Sealed, metadata, secrets, subscriptions
+
+__all__ = ["secrets", "subscriptions"]  # these stand beside ours in every statement
 
 #: One row: which installation this database belongs to, and a canary that only its keyring opens.
 installation = sa.Table(
@@ -30,6 +33,12 @@ accounts = sa.Table(
     sa.Column("default_secret", Sealed),
     sa.Column("schemes", sa.JSON(none_as_null=True)),
     sa.Column("retry_schedule", sa.JSON(none_as_null=True)),
+    #: how new subscriptions prove themselves that do not say: `none`, `ping` or `handshake`
+    sa.Column("verification", sa.String(9), nullable=False, server_default="none"),
+    #: changes to its subscriptions so far
+    sa.Column("subscriptions_version", sa.BigInteger, nullable=False, server_default="0"),
+    #: the subscription that is told of the others
+    sa.Column("operational_id", Id),
     sa.Column("created_at", Instant, nullable=False),
 )
 
@@ -129,13 +138,65 @@ _partial_index("ix_tasks_queued", tasks.c.type, tasks.c.due_at, where=is_queued)
 _partial_index("ix_tasks_processing", tasks.c.lease_until, where=is_processing)
 _partial_index("ix_tasks_window", tasks.c.window_end, where=tasks.c.callback_url.is_not(None))
 
-#: The queue. Kept narrow: what is only needed to send or to show stands in `tasks` and `bodies`.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("type", sa.String(100), nullable=False),
+    #: the id that its publisher gave it
+    sa.Column("reference", sa.String(255)),
+    sa.Column("subject", sa.String(255)),
+    sa.Column("ordering_key", sa.String(255)),
+    sa.Column("traceparent", sa.String(55)),
+    #: deliveries that it has or will have
+    sa.Column("deliveries", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    #: subscriptions that wanted it and do not get it: [[id, reason, detail], …]
+    sa.Column("skipped", sa.JSON(none_as_null=True)),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("finished_at", Instant),
+)
+sa.Index("ix_events_account_id", events.c.account, events.c.id)
+
+#: Events whose deliveries are still being made, and how far.
+fan_outs = sa.Table(
+    "fan_outs",
+    metadata,
+    sa.Column("event_id", Id, primary_key=True),
+    sa.Column("account", sa.String(64), nullable=False),
+    #: how many deliveries it has yet to get, at first
+    sa.Column("size", sa.Integer, nullable=False),
+    #: how many of them are made
+    sa.Column("done", sa.Integer, nullable=False),
+    #: steps that it had so far: whoever had fewest is next
+    sa.Column("steps", sa.Integer, nullable=False),
+    #: the stored body for each form: {mode: id}
+    sa.Column("bodies", sa.JSON, nullable=False),
+)
+sa.Index("ix_fan_outs_steps", fan_outs.c.account, fan_outs.c.steps, fan_outs.c.event_id)
+
+#: For whom they are made. Apart, since it can be long, and a row that changes is written anew as a whole.
+fan_out_targets = sa.Table(
+    "fan_out_targets",
+    metadata,
+    sa.Column("event_id", Id, primary_key=True),
+    #: ids of the subscriptions that matched at acceptance, 16 bytes each
+    sa.Column("ids", sa.LargeBinary, nullable=False),
+)
+
+#: The queue. Kept narrow: what is only needed to send or to show stands in `tasks`, `events` and `bodies`.
 deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("account", sa.String(64), nullable=False),
-    sa.Column("task_id", Id, nullable=False),
+    #: the task or the event that it tells of
+    sa.Column("source_id", Id, nullable=False),
+    #: whom it goes to; none means the task's callback
+    sa.Column("subscription_id", Id),
+    #: `message`, or what asks an endpoint whether it is there: `ping` or `handshake`
+    sa.Column("kind", sa.String(9), nullable=False, server_default="message"),
     sa.Column("wire_id", Id, nullable=False),
     sa.Column("redelivery_of", Id),
     sa.Column("lane", sa.String(370), nullable=False),
@@ -152,30 +213,71 @@ deliveries = sa.Table(
     #: when it may be leased; none while its body is not known yet
     sa.Column("due_at", Instant),
     sa.Column("session", Id),
-    #: its stored body; a redelivery shares the first one's
+    #: its stored body; a redelivery shares the first one's, and so do all deliveries of an event
     sa.Column("body_id", Id),
+    #: its place in order, where there is an order
+    sa.Column("seq", sa.BigInteger),
+    #: those with the same lane and key keep their order
+    sa.Column("order_key", sa.String(255)),
+    #: it has disabled its subscription once; it will not do so again
+    sa.Column("refused", sa.Boolean, nullable=False, server_default=sa.false()),
+    #: its next attempt is signed with the older secret
+    sa.Column("other_secret", sa.Boolean, nullable=False, server_default=sa.false()),
+    #: until when it is held, while it is
+    sa.Column("hold_until", Instant),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("finished_at", Instant),
 )
 sa.Index("ix_deliveries_account_id", deliveries.c.account, deliveries.c.id)
-sa.Index("ix_deliveries_task_id", deliveries.c.task_id)
+sa.Index("ix_deliveries_source_id", deliveries.c.source_id, deliveries.c.subscription_id)
+_partial_index(
+    "ix_deliveries_subscription_id",
+    deliveries.c.subscription_id,
+    deliveries.c.id,
+    where=deliveries.c.subscription_id.is_not(None),
+)
 #: A delivery waits to be leased: now or later. One whose body is not known yet does not.
 is_waiting = sa.and_(_in_state(deliveries.c.state, "pending"), deliveries.c.due_at.is_not(None))
 #: A delivery can still move.
 is_live = _in_state(deliveries.c.state, *LIVE_STATES)
+#: A delivery that keeps an order can still move: it stands before those with a later place.
+is_ordered = sa.and_(is_live, deliveries.c.seq.is_not(None))
+#: A delivery that keeps an order has its turn: it is being sent, or is due some time. One of each group at most.
+is_in_turn = sa.and_(
+    deliveries.c.seq.is_not(None),
+    sa.or_(
+        _in_state(deliveries.c.state, "leased"),
+        sa.and_(_in_state(deliveries.c.state, "pending"), deliveries.c.due_at.is_not(None)),
+    ),
+)
+#: A delivery that keeps an order waits behind others.
+is_behind = sa.and_(
+    _in_state(deliveries.c.state, "pending"), deliveries.c.due_at.is_(None), deliveries.c.seq.is_not(None)
+)
+#: A delivery is kept while its subscription is disabled.
+is_held = _in_state(deliveries.c.state, "held")
 _partial_index("ix_deliveries_due", deliveries.c.lane, deliveries.c.due_at, where=is_waiting)
+_partial_index("ix_deliveries_ordered", deliveries.c.lane, deliveries.c.order_key, deliveries.c.seq, where=is_ordered)
+_partial_index("ix_deliveries_in_turn", deliveries.c.lane, deliveries.c.order_key, where=is_in_turn)
+_partial_index("ix_deliveries_behind", deliveries.c.lane, deliveries.c.seq, where=is_behind)
+_partial_index("ix_deliveries_held", deliveries.c.subscription_id, deliveries.c.seq, deliveries.c.id, where=is_held)
+_partial_index("ix_deliveries_hold_until", deliveries.c.hold_until, where=is_held)
 _partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
-#: Payloads (under their task's id) and exact bodies to send (under their first delivery's id).
+#: Payloads (under their task's or event's id) and exact bodies to send (a task's under its first delivery's id).
 bodies = sa.Table(
     "bodies",
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("content_type", sa.String(100), nullable=False),
+    #: the event that it belongs to, where it is another form of its payload
+    sa.Column("event_id", Id),
     #: further headers that belong to this body, such as CloudEvents attributes: [[name, value], …]
     sa.Column("headers", sa.JSON(none_as_null=True)),
 )
+
+_partial_index("ix_bodies_event_id", bodies.c.event_id, where=bodies.c.event_id.is_not(None))
 
 attempts = sa.Table(
     "attempts",
@@ -220,3 +322,44 @@ ledger = sa.Table(
     sa.Column("state", sa.String(10), primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
 )
+
+#: What an account's operational endpoint is to be told of its subscriptions, gathered for a minute.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("account", sa.String(64), primary_key=True),
+    sa.Column("subscription_id", Id, primary_key=True),
+    sa.Column("type", sa.String(40), primary_key=True),
+    #: how many times it happened since it was told last
+    sa.Column("count", sa.Integer, nullable=False),
+    #: what is said of the latest time
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("first_at", Instant, nullable=False),
+    sa.Column("last_at", Instant, nullable=False),
+    #: when it may be told
+    sa.Column("due_at", Instant, nullable=False),
+)
+sa.Index("ix_notices_due_at", notices.c.due_at)
+
+#: Redeliveries of many, done step by step.
+redeliveries = sa.Table(
+    "redeliveries",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("account", sa.String(64), nullable=False),
+    #: which deliveries: states, subscription, event type, span of time
+    sa.Column("criteria", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(7), nullable=False),
+    #: the last delivery that was looked at
+    sa.Column("cursor", Id, nullable=False),
+    #: where it ends
+    sa.Column("until", Id, nullable=False),
+    #: deliveries that were looked at, and those that were made
+    sa.Column("seen", sa.Integer, nullable=False),
+    sa.Column("made", sa.Integer, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("finished_at", Instant),
+)
+is_running = _in_state(redeliveries.c.state, "running")
+_partial_index("ix_redeliveries_running", redeliveries.c.seen, redeliveries.c.id, where=is_running)
+sa.Index("ix_redeliveries_account_id", redeliveries.c.account, redeliveries.c.id)

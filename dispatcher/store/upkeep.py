@@ -10,20 +10,33 @@ import sqlalchemy as sa
 from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import ledger, work
+from dispatcher.store import ledger, settling, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
-from dispatcher.store.tables import attempts, bodies, deliveries, idempotency, is_live, tasks
+from dispatcher.store.tables import (
+    attempts,
+    bodies,
+    deliveries,
+    events,
+    idempotency,
+    is_live,
+    redeliveries,
+    subscriptions,
+    tasks,
+)
+from subscriptions.schema import is_deleted
 
 #: rows that one step handles, so that nobody waits long behind it
 BATCH = 200
+#: deliveries that one step deletes
+PART = 1_000
 
 
 async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
     """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
     await end_late_sessions(tx.connection, tx.now, but=tx.session)
-    freed = await work.reap(tx, BATCH) + await delivery_store.reap(tx, BATCH)
+    freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
     return [freed, *(0 for _ in items[1:])]
 
 
@@ -41,7 +54,7 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
     if finished:
         ended = await tx.connection.execute(
             sa.update(deliveries)
-            .where(deliveries.c.task_id.in_(finished), deliveries.c.state == DeliveryState.PENDING)
+            .where(deliveries.c.source_id.in_(finished), deliveries.c.state == DeliveryState.PENDING)
             .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
             .returning(deliveries.c.account)
         )
@@ -52,33 +65,72 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
 
 
 async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
-    """Delete tasks that ended longer ago than an age, with all that belongs to them. Answers how many.
+    """Delete what ended longer ago than an age, with all that belongs to it. Answers how many.
 
-    A task stays while one of its deliveries can still move, and while an idempotency key may answer with it.
+    A task or an event stays while one of its deliveries can still move, and while an idempotency key may answer
+    with it. Of a deleted subscription the row stays while a delivery names it.
     """
     return [await _delete_old(tx, max(age, KEPT_MS)) for age in ages_ms]
 
 
 async def _delete_old(tx: Transaction, age_ms: int) -> int:
     cutoff = tx.now - age_ms
-    live = sa.exists().where(deliveries.c.task_id == tasks.c.id, is_live)
-    recent = sa.exists().where(deliveries.c.task_id == tasks.c.id, deliveries.c.finished_at >= cutoff)
+    deleted = [await _delete_sources(tx, table, cutoff) for table in (tasks, events)]
+    return sum(deleted) + await _delete_subscriptions(tx, cutoff) + await _delete_redeliveries(tx, cutoff)
+
+
+async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
+    live = sa.exists().where(deliveries.c.source_id == table.c.id, is_live)
+    recent = sa.exists().where(deliveries.c.source_id == table.c.id, deliveries.c.finished_at >= cutoff)
     ids = list(
         await tx.connection.scalars(
-            sa.select(tasks.c.id)
+            sa.select(table.c.id)
             # Ids sort by creation, so the primary key finds the old ones.
-            .where(tasks.c.id < id_floor(cutoff), tasks.c.finished_at < cutoff, ~live, ~recent)
-            .order_by(tasks.c.id)
+            .where(table.c.id < id_floor(cutoff), table.c.finished_at < cutoff, ~live, ~recent)
+            .order_by(table.c.id)
             .limit(BATCH)
         )
     )
-    if ids:
-        theirs = list(await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.task_id.in_(ids))))
-        await tx.connection.execute(sa.delete(attempts).where(attempts.c.delivery_id.in_(theirs)))
-        await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_([*theirs, *ids])))
-        await tx.connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(theirs)))
-        await tx.connection.execute(sa.delete(tasks).where(tasks.c.id.in_(ids)))
+    if not ids:
+        return 0
+    # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.
+    theirs = list(
+        await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART))
+    )
+    await tx.connection.execute(sa.delete(attempts).where(attempts.c.delivery_id.in_(theirs)))
+    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(theirs)))
+    await tx.connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(theirs)))
+    if len(theirs) == PART:
+        return PART
+    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(ids)))
+    if table is events:
+        await tx.connection.execute(sa.delete(bodies).where(bodies.c.event_id.in_(ids)))
+    await tx.connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
     return len(ids)
+
+
+async def _delete_subscriptions(tx: Transaction, cutoff: int) -> int:
+    named = sa.exists().where(deliveries.c.subscription_id == subscriptions.c.id)
+    ids = list(
+        await tx.connection.scalars(
+            sa.select(subscriptions.c.id)
+            .where(is_deleted, subscriptions.c.movement.is_(None), subscriptions.c.updated_at < cutoff, ~named)
+            .limit(BATCH)
+        )
+    )
+    await tx.connection.execute(sa.delete(subscriptions).where(subscriptions.c.id.in_(ids)))
+    return len(ids)
+
+
+async def _delete_redeliveries(tx: Transaction, cutoff: int) -> int:
+    old = (
+        sa.select(redeliveries.c.id)
+        .where(redeliveries.c.id < id_floor(cutoff), redeliveries.c.finished_at < cutoff)
+        .order_by(redeliveries.c.id)
+        .limit(BATCH)
+    )
+    result = await tx.connection.execute(sa.delete(redeliveries).where(redeliveries.c.id.in_(old)))
+    return result.rowcount
 
 
 async def forget_answers(tx: Transaction, items: Sequence[None]) -> list[int]:
@@ -106,4 +158,4 @@ async def unknown_leases(tx: Transaction, known: Sequence[frozenset[str]]) -> li
 
 async def interrupt(tx: Transaction, groups: Sequence[Sequence[str]]) -> list[int]:
     """Free leases of our own that nobody works on."""
-    return [await delivery_store.interrupt(tx, list(ids), held_by=tx.session) for ids in groups]
+    return [await settling.interrupt(tx, list(ids), held_by=tx.session) for ids in groups]

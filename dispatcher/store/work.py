@@ -273,7 +273,7 @@ async def end_without_result(
     )
     ended = await tx.connection.execute(
         sa.update(deliveries)
-        .where(deliveries.c.task_id.in_(task_ids), deliveries.c.state == DeliveryState.PENDING)
+        .where(deliveries.c.source_id.in_(task_ids), deliveries.c.state == DeliveryState.PENDING)
         .values(state=delivery_state, reason=reason, due_at=None, finished_at=tx.now)
         .returning(deliveries.c.account)
     )

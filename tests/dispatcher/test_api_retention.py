@@ -31,8 +31,8 @@ def make_older(data_dir: Path, task_id: str, days: float) -> str:
             (older, past, past, task_id),
         )
         connection.execute(
-            "UPDATE deliveries SET task_id = ?, created_at = created_at - ?, finished_at = finished_at - ?"
-            " WHERE task_id = ?",
+            "UPDATE deliveries SET source_id = ?, created_at = created_at - ?, finished_at = finished_at - ?"
+            " WHERE source_id = ?",
             (older, past, past, task_id),
         )
         connection.execute("UPDATE bodies SET id = ? WHERE id = ?", (older, task_id))

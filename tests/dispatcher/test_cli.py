@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import jwt
 import pytest
 
+from subscriptions.keyring import Keyring
 from tests.support.api import MARKER, client_with, problem
 from tests.support.server import Server, until
 
@@ -117,6 +119,113 @@ def test_wrong_usage_is_told(arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (USAGE, "")
     assert "Usage" in done.stderr
+
+
+# --- the keyring (beside a server that works: tests/dispatcher/test_rekeying.py) ---------------------------
+
+
+def listed(data: Path) -> list[dict[str, Any]]:
+    done = run("keyring", "list", "--json", "--data-dir", str(data))
+    assert (done.returncode, done.stderr) == (0, "")
+    keys: list[dict[str, Any]] = json.loads(done.stdout)["keys"]
+    return keys
+
+
+def test_a_keyring_is_rotated_listed_and_retired(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    options = ["--data-dir", str(data)]
+    bearer = run("token", "create", "--account", "acme", "--scope", "tasks:read", *options).stdout.strip()
+    [old] = listed(data)
+    assert (old["first"], old["fingerprints"], old["tokens"], old["total"]) == (True, True, 1, 1)
+
+    rotated = run("keyring", "rotate", "--yes", *options)
+    assert rotated.returncode == 0
+    [new, kept] = listed(data)
+    assert rotated.stdout == f"re-encrypted 1 values with {new['kid']}: installation 1\n"
+    assert rotated.stderr == (
+        f"dispatcher: {new['kid']} encrypts from now on; back up {data.resolve() / 'keyring.json'}\n"
+    )
+    assert (kept["kid"], kept["first"], kept["fingerprints"], kept["total"]) == (old["kid"], False, True, 0)
+    assert (new["first"], new["fingerprints"], new["tokens"], new["values"]["installation"]) == (True, False, 0, 1)
+
+    table = run("keyring", "list", *options)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert all(kid in table.stdout for kid in (old["kid"], new["kid"]))
+    secrets = [key["key"] for key in json.loads((data / "keyring.json").read_text())["keys"]]
+    assert all(secret not in table.stdout + rotated.stdout + rotated.stderr for secret in secrets)
+
+    for kid, says in [
+        (new["kid"], "is the key that encrypts"),
+        (old["kid"], "not retired without --force: it makes the fingerprints"),
+        (old["kid"], "up to 1 live API tokens are signed with it"),
+        ("k-00000000", "there is no key with this id"),
+        (MARKER, "there is no key with this id"),
+    ]:
+        assert says in refusal(run("keyring", "retire", kid, "--yes", *options))
+    assert "needs --yes" in refusal(run("keyring", "retire", old["kid"], "--force", *options))
+    assert len(listed(data)) == 2
+    forced = run("keyring", "retire", old["kid"], "--force", "--yes", *options)
+    assert (forced.returncode, forced.stdout, forced.stderr) == (0, "", f"dispatcher: retired {old['kid']}\n")
+    [left] = listed(data)
+    assert (left["kid"], left["fingerprints"]) == (new["kid"], True)
+    with Server(data, dev=False) as server, client_with(server, bearer) as client:
+        problem(client.get("/tasks"), 401, "unauthorized")  # as was said
+
+
+def test_a_key_that_seals_something_is_not_retired(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert run("token", "list", "--data-dir", str(data)).returncode == 0
+    first = Keyring.load(data / "keyring.json").kids[0]
+    Keyring.rotate(data / "keyring.json")  # and no more: as if the rotation had been interrupted
+    told = refusal(run("keyring", "retire", first, "--yes", "--force", "--data-dir", str(data)))
+    assert told == f"{first} still seals installation 1; run `dispatcher keyring re-encrypt` first"
+    done = run("keyring", "re-encrypt", "--data-dir", str(data))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [key["total"] for key in listed(data)] == [1, 0]
+
+
+@pytest.mark.parametrize("command", [["rotate", "--yes"], ["re-encrypt"], ["list"], ["retire", "k-00000000"]])
+def test_a_keyring_is_not_made_by_asking_for_it(tmp_path: Path, command: list[str]) -> None:
+    assert "there is no installation" in refusal(run("keyring", *command, "--data-dir", str(tmp_path / "data")))
+    assert not (tmp_path / "data").exists()
+
+
+def test_nobody_to_ask_needs_yes(plain: Server) -> None:
+    keys = len(Keyring.load(plain.data_dir / "keyring.json").kids)
+    assert "needs --yes" in refusal(run("keyring", "rotate", "--data-dir", str(plain.data_dir)))
+    assert len(Keyring.load(plain.data_dir / "keyring.json").kids) == keys
+
+
+@pytest.mark.parametrize(("answer", "keys"), [("n", 1), ("y", 2)])
+def test_on_a_terminal_it_asks_and_shows_progress(tmp_path: Path, answer: str, keys: int) -> None:
+    data = tmp_path / "data"
+    assert run("token", "list", "--data-dir", str(data)).returncode == 0
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dispatcher.cli", "keyring", "rotate", "--data-dir", str(data)],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while b"[y/N]" not in shown:
+            shown += os.read(ours, 4096)
+        os.write(ours, f"{answer}\n".encode())
+        with suppress(OSError):  # its end
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        out, _ = process.communicate(timeout=30)
+    finally:
+        os.close(ours)
+        process.kill()
+    assert process.returncode == (0 if answer == "y" else USAGE)
+    assert out.startswith(b"re-encrypted 1 values") is (answer == "y")
+    assert (b"installation" in shown) is (answer == "y")
+    assert len(Keyring.load(data / "keyring.json").kids) == keys
 
 
 # --- where it runs ----------------------------------------------------------------------------------------

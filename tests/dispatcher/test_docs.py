@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,38 @@ from standardwebhooks import WebhookVerificationError
 
 from dispatcher import retry
 from dispatcher.api import shapes
+from dispatcher.api.subscriptions import RECENT
 from dispatcher.config import Settings
+from dispatcher.delivery import governor
 from dispatcher.errors import PROBLEMS
-from dispatcher.models import BodyMode, DeliveryState, Mark, Outcome, TaskState
-from dispatcher.store import changes, deliveries, intake, leasing, ledger, sessions, upkeep, work
+from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, EventState, Mark, Outcome, TaskState
+from dispatcher.store import (
+    changes,
+    committer,
+    deliveries,
+    holding,
+    intake,
+    leasing,
+    ledger,
+    making,
+    ordering,
+    publishing,
+    redelivering,
+    rotating,
+    sessions,
+    settling,
+    subscribing,
+    upkeep,
+    work,
+)
+from dispatcher.store.notices import NoticeType
 from dispatcher.tokens import SCOPES
-from subscriptions.signatures import Scheme
+from subscriptions import filters, health
+from subscriptions.filters import FilterFailed, compile_filter
+from subscriptions.health import DisabledReason
+from subscriptions.matching import Audience, Listener, check_event_type, check_pattern
+from subscriptions.models import Draft, Movement, SubscriptionState
+from subscriptions.signatures import ASYMMETRIC, Scheme
 from tests.conftest import missing
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
@@ -95,40 +122,61 @@ def test_settings_example_is_valid() -> None:
 # --- states -----------------------------------------------------------------------------------------------
 
 
+def section(text: str, heading: str) -> str:
+    """What stands under a heading, up to the next one of its rank."""
+    rank = heading.partition(" ")[0]
+    return text.partition(f"\n{heading}\n")[2].partition(f"\n{rank} ")[0]
+
+
 @pytest.mark.parametrize(
-    ("number", "states", "absent"), [(0, TaskState, set()), (1, DeliveryState, {"held"})], ids=["task", "delivery"]
+    ("heading", "states", "going_on"),
+    [
+        ("## Task", TaskState, {"queued", "processing"}),
+        ("## Event", EventState, {"accepted"}),
+        ("## Subscription", SubscriptionState, {"active", "disabled"}),
+        ("## Delivery", DeliveryState, {"pending", "leased", "held"}),
+    ],
 )
-def test_diagrams_draw_every_state(
-    number: int, states: type[TaskState] | type[DeliveryState], absent: set[str]
-) -> None:
-    arrows = re.findall(r"(\S+) --> (\S+?)(?::|$)", blocks(page("states"), "mermaid")[number], re.MULTILINE)
+def test_diagrams_draw_every_state(heading: str, states: Iterable[str], going_on: set[str]) -> None:
+    [diagram] = blocks(section(page("states"), heading), "mermaid")
+    arrows = re.findall(r"(\S+) --> (\S+?)(?::|$)", diagram, re.MULTILINE)
 
     drawn = {state for arrow in arrows for state in arrow} - {"[*]"}
-    assert drawn == set(states) - absent
-    assert {state for state, to in arrows if to == "[*]"} == drawn - {"queued", "processing", "pending", "leased"}
+    assert drawn == set(states)
+    final = {state for state, to in arrows if to == "[*]"}
+    # an event that is fanned out has deliveries that go on
+    assert final == (set() if heading == "## Event" else drawn - going_on)
 
 
 def test_states_names_functions_that_exist() -> None:
     modules = {
         module.__name__.rpartition(".")[2]: module
-        for module in (changes, deliveries, intake, leasing, ledger, sessions, upkeep, work, retry)
-    }
+        for module in (
+            changes, deliveries, health, holding, intake, leasing, ledger, making, ordering, publishing,
+            redelivering, retry, sessions, settling, subscribing, upkeep, work,
+        )
+    }  # fmt: skip
     named = re.findall(rf"\b({'|'.join(modules)})\.([a-z_]+)", page("states"))
 
-    assert len(named) > 30
+    assert len(named) > 50
     assert [f"{module}.{name}" for module, name in named if not hasattr(modules[module], name)] == []
 
 
-def test_states_lists_every_reason_and_mark() -> None:
-    source = "".join(
-        (ROOT / "dispatcher" / name).read_text("utf-8")
-        for name in ("retry.py", "store/deliveries.py", "store/work.py", "store/upkeep.py", "store/changes.py")
-    )
-    # a reason is given as `reason=…`, or returned by the function that knows final refusals
-    reasons = set(re.findall(r'reason="([a-z-]+)"', source)) | {"egress", "gone", "rejected", "aborted"}
+def test_states_lists_every_reason_movement_and_mark() -> None:
+    text = page("states")
+    store = ROOT / "dispatcher" / "store"
+    moving = ("deliveries", "work", "upkeep", "changes", "holding", "making", "leasing", "settling", "redelivering")
+    source = (ROOT / "dispatcher" / "retry.py").read_text("utf-8")
+    source += "".join((store / f"{name}.py").read_text("utf-8") for name in moving)
+    # a reason is given by name, beside its state, or returned by the function that knows final refusals
+    reasons = set(re.findall(r'reason="([a-z-]+)"', source))
+    reasons |= set(re.findall(r'DeliveryState\.[A-Z]+, "([a-z-]+)"', source))
+    reasons |= {retry.ABORTED, retry.EGRESS, retry.GONE, retry.REJECTED}
 
-    assert set(table(page("states"), "reason")) == reasons
-    assert set(table(page("states"), "mark")) == set(Mark)
+    assert set(table(section(text, "## Delivery"), "reason")) == reasons
+    assert set(table(section(text, "## Subscription"), "reason")) == set(DisabledReason)
+    assert set(table(text, "movement")) == set(Movement)
+    assert set(table(text, "mark")) == set(Mark)
 
 
 # --- the HTTP contract ------------------------------------------------------------------------------------
@@ -155,41 +203,58 @@ def test_http_api_lists_every_problem() -> None:
     assert listed == {slug: PROBLEMS[slug][0] for slug in raised}
 
 
-SHAPES = (
-    shapes.TaskAccepted,
-    shapes.CallbackSummary,
-    shapes.Task,
-    shapes.CallbackView,
-    shapes.CallbackRequest,
-    shapes.Delivery,
-    shapes.BodyView,
-    shapes.Attempt,
-    shapes.Timing,
-    shapes.LeaseRequest,
-    shapes.LeasedTask,
-    shapes.ResultRequest,
-    shapes.Account,
-    shapes.AccountChange,
-    shapes.Ledger,
-)
+#: shapes that the pages name as a whole, and those that only hold lists of others
+LISTS = {
+    shapes.BatchRequest, shapes.BatchAccepted, shapes.TaskList, shapes.EventBatchRequest, shapes.EventBatchAccepted,
+    shapes.EventList, shapes.SubscriptionList, shapes.SecretList, shapes.DeliveryList, shapes.RedeliveryList,
+    shapes.LeasedTasks, shapes.ProcessorList, shapes.EgressAddresses, shapes.Health, shapes.ProblemDetails,
+}  # fmt: skip
+PARTS = {
+    shapes.CallbackSummary, shapes.CallbackView, shapes.BodyView, shapes.Attempt, shapes.Timing, shapes.LeasedTask,
+    shapes.Skipped, shapes.EventBatchItem, shapes.BatchItem, shapes.ConfigView, shapes.Disabled, shapes.RecentDelivery,
+    shapes.SubscriptionConfig, shapes.OperationalRequest, shapes.OperationalView, shapes.Limits,
+}  # fmt: skip
+SHAPES = sorted((set(shapes.ALL) - LISTS) | PARTS, key=lambda shape: shape.__name__)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
 def test_http_api_names_every_field(shape: Any) -> None:
     text = page("http-api")
 
-    assert [field for field in shape.__struct_fields__ if not re.search(rf"\b{field}\b", text)] == []
+    assert [field for field in shape.__struct_encode_fields__ if not re.search(rf"\b{field}\b", text)] == []
 
 
-def test_http_api_describes_every_field_of_a_new_task() -> None:
-    assert set(table(page("http-api"), "field")) == set(shapes.TaskRequest.__struct_fields__)
-
-
-def test_http_api_names_every_scope_outcome_scheme_and_body() -> None:
+def test_http_api_describes_every_field_of_what_is_made() -> None:
     text = page("http-api")
 
-    assert [word for word in (*SCOPES, *Outcome) if f"`{word}`" not in text] == []
+    assert set(table(text, "field")) == set(shapes.TaskRequest.__struct_fields__)
+    assert set(table(text, "field of an event")) == set(shapes.EventRequest.__struct_fields__)
+    # the other spellings stand below the table
+    assert set(table(text, "field of a subscription")) == {
+        field for field in shapes.SubscriptionRequest.__struct_fields__ if not field.endswith("_alias")
+    }
+
+
+def test_http_api_has_the_defaults_of_a_subscription() -> None:
+    documented = {name: cells[0] for name, cells in table(page("http-api"), "field of a subscription").items()}
+    elsewhere = {"name", "events", "config", "is_active", "body", "verification", "headers"}
+    fields = Draft.__dataclass_fields__
+
+    def in_table(value: object) -> str:
+        return "null" if value is None else f"`{value}`" if isinstance(value, str) else f"{value:.0f}"
+
+    assert {name: documented[name] for name in documented.keys() - elsewhere} == {
+        name: in_table(fields[name].default) for name in documented.keys() - elsewhere
+    }
+    assert documented["body"] == f"`{fields['body_mode'].default}`"
+
+
+def test_http_api_names_every_scope_outcome_scheme_body_and_kind() -> None:
+    text = page("http-api")
+
+    assert [word for word in (*SCOPES, *Outcome, *DeliveryKind) if f"`{word}`" not in text] == []
     assert set(table(text, "scheme")) == set(Scheme)
+    assert {scheme for scheme, cells in table(text, "scheme").items() if "Ed25519 over" in cells[1]} == ASYMMETRIC
     assert set(table(text, "`body`")) == set(BodyMode)
 
 
@@ -216,6 +281,133 @@ def test_receivers_can_verify_with_ten_lines(server: Server, receiver: Receiver)
     assert names["take"](database, headers, request.body)
     assert not names["take"](database, headers, request.body)
     database.close()
+
+
+# --- subscriptions ----------------------------------------------------------------------------------------
+
+
+def code_in(cell: str) -> list[str]:
+    """What stands in backticks in a cell of a table."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_patterns_in_the_guide_fit_what_they_say() -> None:
+    rows = table(page("subscriptions"), "pattern")
+    assert len(rows) > 4
+    for pattern, cells in rows.items():
+        audience = Audience([Listener(id="one", patterns=(check_pattern(pattern),), filter=None)])
+        fits, fits_not = (code_in(cell) for cell in cells[:2])
+        assert [event for event in fits if not audience.candidates(check_event_type(event))] == []
+        assert [event for event in fits_not if audience.candidates(check_event_type(event))] == []
+
+
+def test_filters_in_the_guide_say_what_they_say() -> None:
+    rows = table(page("subscriptions"), "filter")
+    assert len(rows) > 3
+    for text, cells in rows.items():
+        compiled = compile_filter(text.strip())
+        sent, not_sent = ([json.loads(payload) for payload in code_in(cell)] for cell in cells[:2])
+        assert sent
+        assert [payload for payload in sent if not compiled.accepts(payload)] == []
+        assert [payload for payload in not_sent if compiled.accepts(payload)] == []
+    with pytest.raises(FilterFailed):
+        compile_filter("length(lines)").accepts({})
+
+
+def test_the_guide_lists_every_reason_and_operational_event() -> None:
+    text = page("subscriptions")
+
+    assert set(table(text, "reason")) == set(DisabledReason)
+    assert set(table(text, "event")) == set(NoticeType)
+
+
+def test_numbers_in_the_docs_are_those_of_the_code() -> None:
+    guide, api, reliability, states = (page(name) for name in ("subscriptions", "http-api", "reliability", "states"))
+    for text, said in (
+        (guide, f"at most {filters.MAX_CHARACTERS:,} characters and {filters.MAX_NODES} parts"),
+        (guide, f"nested {filters.MAX_NESTING} deep"),
+        (guide, f"{filters.BUDGET:,} units of work"),
+        (guide, f"at most {rotating.MAX_KEYS} secrets"),
+        (guide, f"{making.MAX_HELD:,} are held"),
+        (api, f"| {rotating.MAX_KEYS} that are valid now or later |"),
+        (api, f"| {making.MAX_HELD:,}; new ones"),
+        (api, f"up to {publishing.MAX_SKIPPED:,} subscriptions ({publishing.MAX_SKIPPED_TOGETHER:,} for all events"),
+        (api, f"| {redelivering.MAX_RUNNING} redeliveries of many run"),
+        (api, f"more than {publishing.AT_ONCE} with one request"),
+        (api, f"its {RECENT} latest deliveries"),
+        (states, f"up to {publishing.AT_ONCE} subscriptions"),
+        (states, f"{publishing.STEP} with each commit"),
+        (reliability, f"{publishing.STEP} deliveries at most, of up to {publishing.AT_A_TIME} events"),
+        (reliability, f"({governor.SLOWEST:g} to {governor.FASTEST:,.0f} deliveries per second)"),
+        (reliability, f"{holding.STEP} deliveries at most, and the count"),
+        (reliability, f"up to {committer.MAX_BATCH_WEIGHT:,} rows"),
+        (reliability, f"up to {committer.MAX_PATIENT_WEIGHT} (or one step)"),
+    ):
+        assert said in " ".join(text.split())
+
+
+def test_the_guide_works(server: Server, receiver: Receiver) -> None:
+    create, publish, disable_enable, recover, rotate, operational = (
+        code.strip() for code in blocks(page("subscriptions"), "sh")
+    )
+    [notice] = blocks(page("subscriptions"), "json")
+    environment = {**os.environ, "API": server.url, "TOKEN": server.token, "ENDPOINT": f"{receiver.url}/orders"}
+
+    made = json.loads(shell(create, environment))
+    assert made["is_active"]
+    assert made["ping"]["state"] == "delivered"
+    environment["ID"] = made["id"]
+    told = json.loads(shell(operational, environment))["operational_endpoint"]
+    assert json.loads(shell(publish, environment))["deliveries"] == 1
+    until(lambda: [request for request in receiver.received if b"5.00" in request.body])
+
+    disabled, enabled = lines_of_json(shell(disable_enable, environment))
+    assert (disabled["disabled"]["reason"], enabled["is_active"]) == ("manual", True)
+    of_one, of_many, page_of_both = lines_of_json(shell(recover, environment))
+    assert {entry["id"] for entry in page_of_both["items"]} == {of_one["id"], of_many["id"]}
+    secret, secrets = lines_of_json(shell(rotate, environment))
+    assert [entry["state"] for entry in secrets["items"]] == ["current", "previous"]
+    assert secret["secret"] not in json.dumps(secrets)
+
+    assert told["is_active"]
+    [disabling] = until(
+        lambda: [
+            json.loads(request.body)
+            for request in receiver.received
+            if request.target == "/orders/operations" and request.header("X-Webhook-Event") == "subscription.disabled"
+        ]
+    )
+    # nothing was answered here: its owner disabled it
+    assert disabling.keys() | {"status"} == json.loads(notice).keys()
+    assert disabling["subscription"].keys() == json.loads(notice)["subscription"].keys()
+
+
+def lines_of_json(text: str) -> list[Any]:
+    """Several JSON texts, one after the other."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        found.append(value)
+    return found
+
+
+def test_ed25519_in_the_guide_verifies(server: Server, receiver: Receiver) -> None:
+    [code] = blocks(page("subscriptions"), "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    wish = {"name": "n", "events": ["**"], "schemes": ["standard", "standard-ed25519"]}
+    with server.client() as client:
+        made = client.post("/webhooks/subscriptions", json={**wish, "config": {"url": f"{receiver.url}/s"}}).json()
+        old = made["config"]["public_key"]
+        new = client.post(f"/webhooks/subscriptions/{made['id']}/secrets").json()["public_key"]
+        assert client.post("/events", json={"type": "a", "payload": 1}).status_code == 202
+    [request] = receiver.wait_for(1)
+    headers = {name.lower(): value for name, value in request.headers}
+
+    assert old != new
+    assert names["is_signed_by"](new, request.body, headers)
+    assert names["is_signed_by"](old, request.body, headers)
+    assert not names["is_signed_by"](new, request.body + b" ", headers)
 
 
 # --- processors -------------------------------------------------------------------------------------------
@@ -401,6 +593,41 @@ def test_the_first_delivery_of_the_readme(tmp_path: Path) -> None:
         assert f'"{check}": true' in shown
     assert '"reconciles":true' in shown
     assert values["RESULT_SECRET"] not in shown
+
+
+def test_the_event_of_the_readme(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    subscriber, publish = blocks(section(text, "## An event, for whoever wants it"), "sh")
+    server, port = start_server(), free_port()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shown = tmp_path / "shown"
+    with (
+        shown.open("w") as output,
+        subprocess.Popen(
+            ["bash", "-ec", subscriber.replace("python -", "exec python -").replace("8082", port)],
+            env={**os.environ, "PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as listening,
+    ):
+        try:
+            until(lambda: is_listening(port), within=30)
+            addressed = publish.replace("8082", port).replace("http://127.0.0.1:8080", server.url)
+            answers = shell(addressed, {**os.environ, "TOKEN": server.token})
+            until(lambda: "genuine" in shown.read_text() or listening.poll() is not None)
+        finally:
+            listening.terminate()
+    assert "201 Created" in answers
+    assert "202 Accepted" in answers
+    [printed] = [line for line in shown.read_text().splitlines() if line.startswith("genuine")]
+    assert f"`{printed}`" in text
+
+
+def is_listening(port: str) -> bool:
+    """Whether somebody takes connections on a port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), timeout=1):
+        return True
+    return False
 
 
 def seen_in(shown: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -9,22 +10,26 @@ import pytest
 from dispatcher.bodies import Body
 from dispatcher.delivery.lanes import (
     CIRCUIT_FAILURES,
+    EARLY,
     FIRST_QUIET,
     FIRST_WIDTH,
     LAST_QUIET,
+    PACED_AHEAD,
     PROBE_WIDTH,
     Lane,
     Lanes,
     Turn,
 )
-from dispatcher.models import Outcome
-from dispatcher.store.records import Callback, LeasedDelivery
+from dispatcher.models import DeliveryKind, Outcome
+from dispatcher.store.records import Endpoint, LeasedDelivery
 from subscriptions.secrets import Secret
 
 _numbers = iter(range(10**9))
 
 
-def leased(lane: str, size: int = 10) -> LeasedDelivery:
+def leased(
+    lane: str, size: int = 10, *, rate: float | None = None, kind: DeliveryKind = DeliveryKind.MESSAGE
+) -> LeasedDelivery:
     """A delivery in a lane."""
     number = f"{next(_numbers):032x}"
     return LeasedDelivery(
@@ -34,16 +39,8 @@ def leased(lane: str, size: int = 10) -> LeasedDelivery:
         lane=lane,
         attempt=1,
         event="relay",
-        callback=Callback(
-            url=Secret("https://x/y"),
-            secret=None,
-            headers=(),
-            schemes=None,
-            origin="https://x",
-            fingerprint="0" * 16,
-            token="none",
-            window_end=None,
-        ),
+        kind=kind,
+        endpoint=Endpoint(url=Secret("https://x/y"), origin="https://x", key_id="x", rate_limit=rate),
         body=Body(b"x" * size, "application/json"),
         traceparent=None,
     )
@@ -300,6 +297,66 @@ class TestTurns:
         for turn in under_way:
             lanes.finish(turn, 0.0)
         assert (lanes.bytes, lanes.waiting, lanes.in_flight) == (0, 0, 0)
+
+
+class TestPace:
+    """A rate limit is kept smoothly, and what cannot be sent soon is left in the database."""
+
+    @staticmethod
+    def sends(rate: float, count: int, *, step: float = 0.001, seconds: float = 10.0) -> list[float]:
+        """When deliveries of one lane are sent, looking at every step of the clock."""
+        lanes = lanes_with()
+        for _ in range(count):
+            lanes.put(leased("a x", rate=rate), 0.0)
+        lanes.get("a x").width = 64
+        sent = []
+        for tick in range(round(seconds / step)):
+            now = tick * step
+            lanes.refresh(lanes.get("a x"), now)
+            while (turn := lanes.take(now)) is not None:
+                sent.append(now)
+                lanes.finish(turn, now)
+        return sent
+
+    @pytest.mark.parametrize("rate", [3.0, 20.0, 100.0])
+    def test_sends_are_spread_evenly(self, rate: float) -> None:
+        sent = self.sends(rate, 30)
+        assert len(sent) == min(30, int(10 * rate) + 1)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(sent)]
+        assert min(gaps) >= 1 / rate - EARLY - 0.001
+        assert max(gaps) <= 1 / rate + 0.002
+
+    def test_a_late_look_makes_no_burst(self) -> None:
+        sent = self.sends(10.0, 30, step=0.25)
+        assert max(Counter(sent).values()) == 1
+
+    def test_a_slow_pace_takes_one_and_then_none_until_it_is_nearly_time(self) -> None:
+        lanes = lanes_with()
+        lane = lanes.put(leased("a x", rate=0.1), 0.0)
+        assert lane.room(0.0) == 0
+        turn = lanes.take(0.0)
+        assert turn is not None
+        lanes.finish(turn, 0.0)
+        assert lane.opens_at == 10.0 - PACED_AHEAD
+        assert lane.room(10.0 - PACED_AHEAD - 0.01) == 0
+        assert lane.room(10.0 - PACED_AHEAD) == 1
+
+    def test_a_ping_has_no_pace(self) -> None:
+        lanes = lanes_with()
+        for _ in range(2):
+            lanes.put(leased("a x ping", rate=0.1, kind=DeliveryKind.PING), 0.0)
+        assert lanes.take(0.0) is not None
+        assert lanes.take(0.0) is not None
+
+    def test_a_limit_that_is_lifted_is_forgotten(self) -> None:
+        lanes = lanes_with()
+        lanes.put(leased("a x", rate=0.1), 0.0)
+        turn = lanes.take(0.0)
+        assert turn is not None
+        lane = lanes.put(leased("a x"), 0.0)
+        lanes.finish(turn, 0.0)
+        assert lane.pace == 0.0
+        assert lanes.take(0.0) is not None
 
 
 class TestReservations:

@@ -17,6 +17,7 @@ from tests.support.api import client_of
 from tests.support.receiver import Receiver
 from tests.support.server import Server
 
+HANDSHAKE = "/webhooks/handshakes/{delivery_id}/{token}"
 #: what schemathesis looks at in every answer
 CHECKS = (
     "not_a_server_error",
@@ -31,7 +32,7 @@ CHECKS = (
 #: test cases for each operation and phase
 EXAMPLES = 40
 #: seconds
-MAX_TIME = 60
+MAX_TIME = 180
 SEED = 20_260_101
 
 
@@ -74,7 +75,23 @@ def test_every_route_is_described_and_guarded(document: dict[str, Any]) -> None:
         "/tasks/lease",
         "/tasks/{id}/renew",
         "/tasks/{id}/result",
+        "/events",
+        "/events/batch",
+        "/events/{id}",
+        "/webhooks/subscriptions",
+        "/webhooks/subscriptions/{id}",
+        "/webhooks/subscriptions/{id}/ping",
+        "/webhooks/subscriptions/{id}/enable",
+        "/webhooks/subscriptions/{id}/disable",
+        "/webhooks/subscriptions/{id}/recover",
+        "/webhooks/subscriptions/{id}/deliveries",
+        "/webhooks/subscriptions/{id}/secrets",
+        "/webhooks/subscriptions/{id}/secrets/{secret_id}",
+        HANDSHAKE,
         "/deliveries",
+        "/deliveries/redeliver",
+        "/deliveries/redeliveries",
+        "/deliveries/redeliveries/{id}",
         "/deliveries/{id}",
         "/deliveries/{id}/redeliver",
         "/ledger",
@@ -86,7 +103,7 @@ def test_every_route_is_described_and_guarded(document: dict[str, Any]) -> None:
     }
     for (_, path), call in calls.items():
         assert call["summary"]
-        open_to_all = path in {"/healthz", "/readyz"}
+        open_to_all = path in {"/healthz", "/readyz", HANDSHAKE}
         assert call.get("security", []) == ([] if open_to_all else [{"token": []}])
         assert ("401" in call["responses"]) is not open_to_all
     keyed = {
@@ -94,7 +111,18 @@ def test_every_route_is_described_and_guarded(document: dict[str, Any]) -> None:
         for call, details in calls.items()
         if any(parameter["name"] == "Idempotency-Key" for parameter in details.get("parameters", ()))
     }
-    assert keyed == {("POST", "/tasks"), ("POST", "/tasks/batch"), ("POST", "/deliveries/{id}/redeliver")}
+    assert keyed == {
+        ("POST", path)
+        for path in (
+            *("/tasks", "/tasks/batch", "/events", "/events/batch"),
+            *("/deliveries/{id}/redeliver", "/deliveries/redeliver"),
+            *(
+                "/webhooks/subscriptions",
+                "/webhooks/subscriptions/{id}/secrets",
+                "/webhooks/subscriptions/{id}/recover",
+            ),
+        )
+    }
 
 
 def test_what_we_send_is_described_as_a_callback(document: dict[str, Any]) -> None:
@@ -110,6 +138,22 @@ def test_what_we_send_is_described_as_a_callback(document: dict[str, Any]) -> No
         }
         assert {"X-Hub-Signature", "webhook-signature"} <= headers.keys()
         assert "2XX" in methods["post"]["responses"]
+
+
+def test_what_we_send_to_subscriptions_is_described_as_webhooks(document: dict[str, Any]) -> None:
+    event = document["webhooks"]["event"]["post"]
+    headers = {parameter["name"]: parameter["required"] for parameter in event["parameters"]}
+    assert {name for name, required in headers.items() if required} == {
+        "X-Webhook-Delivery",
+        "X-Webhook-Attempt",
+        "X-Webhook-Event",
+        "X-Webhook-Timestamp",
+    }
+    assert {"X-Hub-Signature-256", "X-Webhook-Signature", "webhook-signature", "Signature-Input"} <= headers.keys()
+    assert {"application/json", "application/cloudevents+json"} <= event["requestBody"]["content"].keys()
+    assert {"2XX", "410", "4XX", "default"} == event["responses"].keys()
+    asked = {parameter["name"] for parameter in document["webhooks"]["handshake"]["options"]["parameters"]}
+    assert asked == {"WebHook-Request-Origin", "WebHook-Request-Callback", "WebHook-Request-Rate"}
 
 
 @pytest.mark.timeout(MAX_TIME + 60)

@@ -21,8 +21,11 @@ from dispatcher.retry import (
     Decision,
     History,
     decide,
+    health_kind,
     parse_retry_after,
+    wants_other_secret,
 )
+from subscriptions.health import Kind
 
 #: what holds where neither the account nor the operator says otherwise
 DEFAULT_SCHEDULE: tuple[float, ...] = Settings.model_fields["retry_schedule"].default
@@ -45,10 +48,11 @@ def after(
     now: float = NOW,
     window: float | None = None,
     jitter: float = 0.0,
+    disabled: bool = False,
 ) -> Decision:
     """`window` is the number of seconds from now to its end."""
     end = None if window is None else now + window
-    return decide(answer, history, schedule=schedule, now=now, window_end=end, jitter=jitter)
+    return decide(answer, history, schedule=schedule, now=now, window_end=end, jitter=jitter, disabled=disabled)
 
 
 # --- the answer table -------------------------------------------------------------------------------------
@@ -115,6 +119,159 @@ def test_abort_ends_the_delivery(status: int) -> None:
 def test_every_outcome_has_a_decision(answer: Answer) -> None:
     decision = after(answer)
     assert (decision.delay is not None) == (decision.state is DeliveryState.PENDING)
+
+
+def meaning(status: int) -> tuple[str, str | None, Kind]:
+    """DESIGN §5, "What an answer means", written anew: state, reason, what it says about the endpoint."""
+    if 200 <= status < 300:
+        return "delivered", None, Kind.SUCCESS
+    if status == 410:
+        return "rejected", "gone", Kind.GONE
+    if 400 <= status < 500 and status not in {408, 423, 425, 429}:
+        return "rejected", "rejected", Kind.REFUSAL
+    return "pending", None, Kind.FAILURE
+
+
+@pytest.mark.parametrize("status", range(100, 600))
+def test_every_status(status: int) -> None:
+    outcome = Outcome.SUCCESS if 200 <= status < 300 else Outcome.HTTP_ERROR
+    answer = Answer(outcome=outcome, status=status)
+    state, reason, kind = meaning(status)
+    decision = after(answer)
+    assert (decision.state, decision.reason) == (state, reason)
+    assert health_kind(answer, FIRST) is kind
+    # and for a disabled subscription: held where it would go on or be refused, the same where it ends otherwise
+    disabled = after(answer, disabled=True)
+    held = kind in {Kind.REFUSAL, Kind.FAILURE}
+    assert (disabled.state, disabled.reason) == (("held", None) if held else (state, reason))
+    assert (disabled.delay, disabled.failures) == (None, decision.failures)
+
+
+@pytest.mark.parametrize(
+    ("answer", "history", "kind"),
+    [
+        (CUT_OFF, FIRST, None),
+        (Answer(outcome=Outcome.INTERNAL_ERROR), FIRST, None),
+        (Answer(outcome=Outcome.TIMEOUT), FIRST, Kind.FAILURE),
+        (Answer(outcome=Outcome.DNS_ERROR), FIRST, Kind.FAILURE),
+        (Answer(outcome=Outcome.TLS_ERROR), FIRST, Kind.FAILURE),
+        (replace(BUSY, abort=True), FIRST, None),
+        (REFUSED, FIRST, Kind.FAILURE),
+        (REFUSED, History(last_outcome=Outcome.EGRESS_REFUSED, repeats=1), Kind.FAILURE),
+        (REFUSED, History(last_outcome=Outcome.EGRESS_REFUSED, repeats=2), Kind.EGRESS),
+        (REFUSED, History(last_outcome=Outcome.TIMEOUT, repeats=2), Kind.FAILURE),
+    ],
+)
+def test_what_it_says_about_the_endpoint(answer: Answer, history: History, kind: Kind | None) -> None:
+    assert health_kind(answer, history) is kind
+
+
+# --- for a disabled subscription --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "history", "state", "reason"),
+    [
+        (BUSY, FIRST, DeliveryState.HELD, None),
+        (replace(BUSY, retry_after=60.0), FIRST, DeliveryState.HELD, None),
+        (CUT_OFF, FIRST, DeliveryState.HELD, None),
+        (
+            CUT_OFF,
+            History(last_outcome=Outcome.INTERRUPTED, repeats=POISON_AFTER - 1),
+            DeliveryState.EXHAUSTED,
+            "poison",
+        ),
+        (BUSY, History(failures=8), DeliveryState.EXHAUSTED, "schedule"),
+        (replace(BUSY, retry_after=MAX_RETRY_AFTER + 1), FIRST, DeliveryState.EXHAUSTED, "retry-after"),
+        (Answer(outcome=Outcome.HTTP_ERROR, status=401), FIRST, DeliveryState.HELD, None),
+        (Answer(outcome=Outcome.HTTP_ERROR, status=401, abort=True), FIRST, DeliveryState.REJECTED, "aborted"),
+        (GONE, FIRST, DeliveryState.REJECTED, "gone"),
+        (REFUSED, FIRST, DeliveryState.HELD, None),
+        (
+            REFUSED,
+            History(last_outcome=Outcome.EGRESS_REFUSED, repeats=EGRESS_REFUSALS - 1),
+            DeliveryState.REJECTED,
+            "egress",
+        ),
+        (OK, FIRST, DeliveryState.DELIVERED, None),
+        (BUSY, History(mark=Mark.CANCEL), DeliveryState.CANCELLED, "cancelled"),
+        (
+            Answer(outcome=Outcome.HTTP_ERROR, status=401),
+            History(mark=Mark.CANCEL),
+            DeliveryState.CANCELLED,
+            "cancelled",
+        ),
+        (OK, History(mark=Mark.CANCEL), DeliveryState.DELIVERED, None),
+    ],
+)
+def test_what_finds_it_disabled(answer: Answer, history: History, state: DeliveryState, reason: str | None) -> None:
+    decision = after(answer, history, disabled=True)
+    assert (decision.state, decision.reason, decision.delay) == (state, reason, None)
+
+
+def test_held_keeps_the_pause() -> None:
+    assert after(replace(BUSY, retry_after=60.0), disabled=True).pause == 60.0
+
+
+# --- two secrets ------------------------------------------------------------------------------------------
+
+STALE = Answer(outcome=Outcome.HTTP_ERROR, status=401, other_secret=True)
+SECOND = History(other_secret=True, last_outcome=Outcome.HTTP_ERROR, repeats=1)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 409, 411, 422, 451])
+def test_a_refusal_with_the_newer_secret_tries_the_older_one_at_once(status: int) -> None:
+    decision = after(replace(STALE, status=status), History(failures=3))
+    assert decision == Decision(state=DeliveryState.PENDING, delay=0.0, failures=3, repeats=1, other_secret=True)
+
+
+def test_refused_with_both_counts_once() -> None:
+    # the sender no longer offers another secret; one that did would not be believed
+    for answer in (replace(STALE, other_secret=False), STALE):
+        decision = after(answer, replace(SECOND, failures=3))
+        assert (decision.state, decision.reason, decision.failures) == (DeliveryState.REJECTED, "rejected", 4)
+        assert not decision.other_secret
+        assert health_kind(answer, SECOND) is Kind.REFUSAL
+
+
+@pytest.mark.parametrize("status", [408, 410, 423, 425, 429, 302, 500, 503])
+def test_what_is_no_refusal_does_not_try_the_older_one(status: int) -> None:
+    answer = replace(STALE, status=status)
+    assert not wants_other_secret(answer, FIRST)
+    decision = after(answer)
+    assert not decision.other_secret
+    assert decision.state is (DeliveryState.REJECTED if status == 410 else DeliveryState.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("answer", "history", "disabled", "state"),
+    [
+        (replace(STALE, abort=True), FIRST, False, DeliveryState.REJECTED),
+        (STALE, History(mark=Mark.CANCEL), False, DeliveryState.CANCELLED),
+        (STALE, History(mark=Mark.RETARGET), False, DeliveryState.PENDING),
+        (STALE, FIRST, True, DeliveryState.HELD),
+        (Answer(outcome=Outcome.SUCCESS, status=200, other_secret=True), FIRST, False, DeliveryState.DELIVERED),
+        (Answer(outcome=Outcome.TIMEOUT, other_secret=True), FIRST, False, DeliveryState.PENDING),
+        (Answer(outcome=Outcome.INTERRUPTED, other_secret=True), FIRST, False, DeliveryState.PENDING),
+        (STALE, SECOND, True, DeliveryState.HELD),
+    ],
+)
+def test_what_comes_before_the_second_try(
+    answer: Answer, history: History, disabled: bool, state: DeliveryState
+) -> None:
+    decision = after(answer, history, disabled=disabled)
+    assert (decision.state, decision.other_secret) == (state, False)
+
+
+@pytest.mark.parametrize("answer", [BUSY, Answer(outcome=Outcome.TIMEOUT), CUT_OFF])
+def test_after_a_second_try_that_failed_the_newer_secret_comes_first_again(answer: Answer) -> None:
+    decision = after(answer, SECOND)
+    assert (decision.state, decision.other_secret) == (DeliveryState.PENDING, False)
+
+
+def test_the_second_try_does_not_use_up_the_schedule() -> None:
+    decision = after(STALE, schedule=())
+    assert (decision.state, decision.delay) == (DeliveryState.PENDING, 0.0)
 
 
 # --- the schedule -----------------------------------------------------------------------------------------
@@ -339,6 +496,8 @@ ANSWERS = st.builds(
     status=st.one_of(st.none(), st.integers(100, 999)),
     retry_after=st.one_of(st.none(), st.floats(0, 1e6)),
     abort=st.booleans(),
+    disable=st.booleans(),
+    other_secret=st.booleans(),
 )
 HISTORIES = st.builds(
     History,
@@ -346,6 +505,7 @@ HISTORIES = st.builds(
     last_outcome=st.one_of(st.none(), st.sampled_from(Outcome)),
     repeats=st.integers(0, 20),
     mark=st.one_of(st.none(), st.sampled_from(Mark)),
+    other_secret=st.booleans(),
 )
 
 
@@ -355,11 +515,18 @@ HISTORIES = st.builds(
     st.lists(st.floats(0, 1e5), max_size=10),
     WINDOWS,
     st.floats(-1, 1),
+    st.booleans(),
 )
 def test_whatever_comes_the_decision_is_sound(
-    answer: Answer, history: History, schedule: list[float], window: float | None, jitter: float
+    answer: Answer, history: History, schedule: list[float], window: float | None, jitter: float, disabled: bool
 ) -> None:
-    decision = after(answer, history, schedule=tuple(schedule), window=window, jitter=jitter)
+    decision = after(answer, history, schedule=tuple(schedule), window=window, jitter=jitter, disabled=disabled)
+    if decision.state is DeliveryState.HELD:
+        assert disabled
+        assert (decision.delay, decision.reason, history.mark) == (None, None, None)
+        return
+    if disabled and decision.state is DeliveryState.PENDING:
+        assert history.mark is Mark.RETARGET
     assert decision.failures - history.failures in {0, 1}
     assert 0 <= decision.repeats <= history.repeats + 1
     assert decision.pause is None or 0 < decision.pause <= MAX_RETRY_AFTER

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import replace
 from urllib.parse import quote, unquote
 
 import pytest
 
 from dispatcher.delivery.scrub import KEPT_BODY, MAX_NEEDLES, REDACTED, Scrubber
-from dispatcher.store.records import Callback
 from subscriptions.secrets import Secret
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJyZXNfaWQiOiI0MiJ9.c2lnbmF0dXJl"
 PATH = f"/results/42/{TOKEN}?key=caf%C3%A9-s3cr3t&n=1"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw4V"
 
-CALLBACK = Callback(
-    url=Secret(f"https://api.example.com{PATH}"),
-    secret=Secret(SECRET),
-    headers=(("X-Secret", "header-value-1"), ("Authorization", "Bearer opaque-thing")),
-    schemes=None,
-    origin="https://api.example.com",
-    fingerprint="0" * 16,
-    token="jwt",
-    window_end=None,
-)
+HEADERS = (("X-Secret", "header-value-1"), ("Authorization", "Bearer opaque-thing"))
+SECRETS = (Secret(SECRET), Secret("the-account-default"))
 
 
 @pytest.fixture
 def scrubber() -> Scrubber:
-    return Scrubber(CALLBACK, path=PATH, secret=Secret("the-account-default"))
+    return Scrubber(HEADERS, path=PATH, secrets=SECRETS)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +65,8 @@ def test_an_echo_is_taken_out_of_body_and_headers(scrubber: Scrubber, echo: str)
     ],
 )
 def test_an_echo_that_is_escaped_or_cut_is_taken_out_too(echo: str) -> None:
-    callback = replace(CALLBACK, headers=(("X-Secret", 'a/"quoted"-s3cr3t'),))
-    scrubber = Scrubber(callback, path=PATH, secret=None)
+    headers = (("X-Secret", 'a/"quoted"-s3cr3t'),)
+    scrubber = Scrubber(headers, path=PATH, secrets=SECRETS)
     _, body = scrubber.answer((), f"you sent {echo} to us".encode())
     assert body is not None
     assert REDACTED in body
@@ -100,8 +90,8 @@ def test_a_token_across_the_cut_is_taken_out_before_it(scrubber: Scrubber) -> No
 
 def test_name_and_password_of_basic_are_taken_out() -> None:
     basic = base64.b64encode(b"hook-user:hook-password").decode()
-    callback = replace(CALLBACK, headers=(("Authorization", f"Basic {basic}"),))
-    _, body = Scrubber(callback, path=PATH, secret=None).answer((), f"{basic} is hook-user:hook-password".encode())
+    headers = (("Authorization", f"Basic {basic}"),)
+    _, body = Scrubber(headers, path=PATH, secrets=SECRETS).answer((), f"{basic} is hook-user:hook-password".encode())
     assert body is not None
     assert "hook-user" not in body
     assert "hook-password" not in body
@@ -115,7 +105,7 @@ def test_text_in_which_nothing_would_be_found_is_not_kept(scrubber: Scrubber, en
 
 def test_with_too_much_to_look_for_nothing_is_kept() -> None:
     words = " ".join(f"word-{number:05}" for number in range(MAX_NEEDLES + 1))
-    scrubber = Scrubber(replace(CALLBACK, headers=(("X-Words", words),)), path=PATH, secret=None)
+    scrubber = Scrubber((("X-Words", words),), path=PATH, secrets=())
     assert scrubber.answer((("X", "anything"),), b"anything") == (((REDACTED, REDACTED),), REDACTED)
 
 

@@ -18,13 +18,15 @@ import respx
 from standardwebhooks import Webhook
 
 from dispatcher.bodies import Body
+from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.egress import EgressPolicy
 from dispatcher.models import Outcome
 from dispatcher.store.accounts import Account
-from dispatcher.store.records import Callback, LeasedDelivery, Report
+from dispatcher.store.records import Callback, Endpoint, LeasedDelivery, Report
+from subscriptions.keyring import Keyring
 from subscriptions.secrets import Secret
 
 #: nothing listens there; a request that respx did not catch would end on this machine
@@ -40,15 +42,18 @@ DELIVERY = LeasedDelivery(
     lane=f"acme {ORIGIN}",
     attempt=3,
     event="invoice.total",
-    callback=Callback(
-        url=Secret(ORIGIN + PATH),
-        secret=Secret(SECRET),
-        headers=(("X-Secret", "shared"),),
-        schemes=None,
-        origin=ORIGIN,
-        fingerprint="0" * 16,
-        token="opaque",
-        window_end=None,
+    endpoint=Endpoint.of_callback(
+        Callback(
+            url=Secret(ORIGIN + PATH),
+            secret=Secret(SECRET),
+            headers=(("X-Secret", "shared"),),
+            schemes=None,
+            origin=ORIGIN,
+            fingerprint="0" * 16,
+            token="opaque",
+            window_end=None,
+        ),
+        account="acme",
     ),
     body=Body(b'{"n" : 1}', "application/json", (("ce-id", "1"),)),
     traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
@@ -59,7 +64,8 @@ DELIVERY = LeasedDelivery(
 async def sender() -> AsyncIterator[Sender]:
     resolver = Resolver()
     transport = HttpxTransport(resolver=resolver, policy=EgressPolicy.dev())
-    yield Sender(transport, deadline=5.0, user_agent="tester/1", schedule=(5.0, 30.0))
+    handshakes = Handshakes(origin="sender.example", public_url=None, keyring=Keyring.generate())
+    yield Sender(transport, deadline=5.0, user_agent="tester/1", schedule=(5.0, 30.0), handshakes=handshakes)
     await transport.aclose()
     await resolver.aclose()
 
@@ -104,7 +110,7 @@ async def test_the_request_says_all_that_the_contract_says(sender: Sender) -> No
 
 
 def unsigned(delivery: LeasedDelivery, **changes: object) -> LeasedDelivery:
-    return replace(delivery, callback=replace(delivery.callback, **{"secret": None, **changes}))  # type: ignore[arg-type]  # fields by name
+    return replace(delivery, endpoint=replace(delivery.endpoint, **{"keys": (), **changes}))  # type: ignore[arg-type]  # fields by name
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def unsigned(delivery: LeasedDelivery, **changes: object) -> LeasedDelivery:
         (unsigned(DELIVERY), replace(ACCOUNT, default_secret=Secret("not base64!")), {"x-hub-signature"}),
         (DELIVERY, replace(ACCOUNT, schemes=("standard",)), {"webhook-signature"}),
         (
-            replace(DELIVERY, callback=replace(DELIVERY.callback, schemes=("websub",))),
+            replace(DELIVERY, endpoint=replace(DELIVERY.endpoint, schemes=("websub",))),
             replace(ACCOUNT, schemes=("standard",)),
             {"x-hub-signature"},
         ),

@@ -18,7 +18,6 @@ from dispatcher.models import DeliveryState, Outcome, TaskState
 from dispatcher.retry import POISON_AFTER
 from dispatcher.store import Store, queries
 from dispatcher.store.accounts import Account, change_account
-from dispatcher.store.changes import Redelivered
 from dispatcher.store.deliveries import Release
 from dispatcher.store.records import (
     Callback,
@@ -29,6 +28,7 @@ from dispatcher.store.records import (
     TaskClaim,
     TaskReport,
 )
+from dispatcher.store.redelivering import Redelivered
 from dispatcher.store.tables import attempts, deliveries, tasks
 from dispatcher.store.work import TaskRelease
 from subscriptions.secrets import Secret
@@ -80,8 +80,8 @@ async def test_accept_lease_settle(store: Store) -> None:
     await accept(store, task)
     [leased] = await lease(store)
     assert (leased.id, leased.attempt, leased.body.body) == (task.delivery_id, 1, b'{"n":1}')
-    assert leased.callback.url.reveal() == URL
-    assert leased.callback.headers == (("X-Secret", "a-header-value"),)
+    assert leased.endpoint.url.reveal() == URL
+    assert leased.endpoint.headers == (("X-Secret", "a-header-value"),)
     assert await lease(store) == []
     settled = await settle(store, leased)
     assert settled.state is DeliveryState.DELIVERED
@@ -372,7 +372,7 @@ class TestChanges:
         settled = await settle(store, leased, Outcome.HTTP_ERROR, 410)
         assert (settled.state, settled.delay, settled.lane) == (DeliveryState.PENDING, 0.0, lane)
         [again] = await lease(store, lane=lane)
-        assert (again.attempt, again.callback.url.reveal()) == (2, "https://new.example.com/elsewhere")
+        assert (again.attempt, again.endpoint.url.reveal()) == (2, "https://new.example.com/elsewhere")
 
     async def test_a_new_callback_after_the_end_makes_a_new_delivery(self, store: Store) -> None:
         task = new_task()

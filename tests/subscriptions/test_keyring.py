@@ -8,18 +8,23 @@ import os
 import pickle
 import stat
 import struct
+import threading
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subscriptions.keyring import CACHED_DATA_KEYS, Key, Keyring, KeyringError, Place
+from subscriptions import keyring
+from subscriptions.keyring import CACHED_DATA_KEYS, NOTICED_WITHIN, Key, Keyring, KeyringError, Place, kid_of
 
 PLACE = Place(purpose="callback", account="acme", table="tasks", column="callback_url", row="0192ab")
 URL = "https://api.example.com/results/42/eyJhbGciOi"
@@ -381,3 +386,252 @@ def test_a_rotation_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyte
         Keyring.rotate(path)
     assert Keyring.load(path).kids == kids
     assert [file.name for file in tmp_path.iterdir()] == ["keyring.json"]
+
+
+def test_a_new_key_is_the_youngest_even_if_the_clock_was_set_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "keyring.json", {"keys": [entry(created="2999-01-01T00:00:00Z")]})
+    before = Keyring.load(path)
+    after = Keyring.rotate(path)
+    assert after.created[after.kids[0]] > before.created["k-0000000a"]
+    assert after.fingerprint_kid == "k-0000000a"
+
+
+def test_a_new_key_is_on_disk_before_it_is_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may seal with a first key as soon as it sees it; a loss of power must not take that key away."""
+    path = tmp_path / "keyring.json"
+    [old] = Keyring.create(path).kids
+    seen: list[list[str]] = []
+    replace_ = Path.replace
+
+    def note(self: Path, target: Path) -> Path:
+        seen.append([key["kid"] for key in json.loads(self.read_text())["keys"]])
+        return replace_(self, target)
+
+    monkeypatch.setattr(Path, "replace", note)
+    new = Keyring.rotate(path).kids[0]
+    assert seen == [[old, new], [new, old]]
+
+
+def test_rotations_at_the_same_time_lose_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    Keyring.create(path)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: Keyring.rotate(path).kids, range(24)))
+    assert len(made) == 24
+    assert len(Keyring.load(path).kids) == 25
+
+
+def test_retire_takes_a_key_out(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    [old] = Keyring.create(path).kids
+    middle = Keyring.rotate(path)
+    sealed = middle.seal(URL, where=PLACE)
+    new = Keyring.rotate(path)
+    after = Keyring.retire(path, middle.kids[0])
+    assert after.kids == Keyring.load(path).kids == (new.kids[0], old)
+    assert after.fingerprint("x", account="a") == middle.fingerprint("x", account="a")
+    with pytest.raises(KeyringError, match="not in the keyring"):
+        after.open(sealed, where=PLACE)
+    assert [file.name for file in tmp_path.iterdir()] == ["keyring.json"]
+
+
+def test_keys_that_are_not_retired(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    [old] = Keyring.create(path).kids
+    new = Keyring.rotate(path).kids[0]
+    for kid, says in [
+        (new, "rotate first"),
+        (old, "makes the fingerprints"),
+        ("k-00000000", "not in"),
+        ("x", "not in"),
+    ]:
+        with pytest.raises(KeyringError, match=says):
+            Keyring.retire(path, kid)
+    assert Keyring.load(path).kids == (new, old)
+    assert Keyring.retire(path, old, change_fingerprints=True).kids == (new,)
+    with pytest.raises(KeyringError, match="rotate first"):
+        Keyring.retire(path, new, change_fingerprints=True)
+
+
+# --- a file that changes under a running process ----------------------------------------------------------
+
+
+class Clock:
+    """The monotonic clock of the keyring, which stands still; and how often the file was looked at and read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.looks = self.reads = 0
+        look, read = Path.stat, keyring._read
+
+        def counted_look(path: Path, **options: Any) -> os.stat_result:
+            self.looks += 1
+            return look(path, **options)
+
+        def counted_read(path: Path) -> Any:
+            self.reads += 1
+            return read(path)
+
+        monkeypatch.setattr(keyring, "monotonic", lambda: self.now)
+        monkeypatch.setattr(Path, "stat", counted_look)
+        monkeypatch.setattr(keyring, "_read", counted_read)
+
+    def forget(self) -> None:
+        """Count from zero."""
+        self.looks = self.reads = 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize("make", [Keyring.create, Keyring.load])
+def test_a_new_first_key_is_used_within_a_second(tmp_path: Path, clock: Clock, make: Callable[[Path], Keyring]) -> None:
+    path = tmp_path / "keyring.json"
+    if make == Keyring.load:
+        Keyring.create(path)
+    ring = make(path)
+    [old] = ring.kids
+    fingerprint = ring.fingerprint(URL, account="acme")
+    new = Keyring.rotate(path).kids[0]
+    clock.now += NOTICED_WITHIN - 0.001
+    assert kid_of(ring.seal(URL, where=PLACE)) == old
+    clock.now += 0.001
+    assert kid_of(ring.seal(URL, where=PLACE)) == new
+    assert ring.signing_key("api-token")[0] == new
+    assert ring.fingerprint(URL, account="acme") == fingerprint
+    assert ring.kids == (new, old)
+
+
+def test_a_value_of_a_new_key_is_opened_at_once(tmp_path: Path, clock: Clock) -> None:
+    ring = Keyring.create(tmp_path / "keyring.json")
+    for _ in range(2):
+        sealed = Keyring.rotate(tmp_path / "keyring.json").seal(URL, where=PLACE)
+        assert ring.open(sealed, where=PLACE).decode() == URL
+        assert ring.is_current(sealed)
+
+
+def test_a_file_that_stays_is_looked_at_once_a_second_and_never_read_again(tmp_path: Path, clock: Clock) -> None:
+    ring = Keyring.create(tmp_path / "keyring.json")
+    clock.forget()
+    for _ in range(5):
+        clock.now += NOTICED_WITHIN
+        for _ in range(100):
+            ring.open(ring.seal(URL, where=PLACE), where=PLACE)
+            ring.signing_key("api-token")
+    assert (clock.looks, clock.reads) == (5, 0)
+
+
+def test_strangers_key_ids_make_it_look_once_a_second(tmp_path: Path, clock: Clock) -> None:
+    ring = Keyring.create(tmp_path / "keyring.json")
+    clock.forget()
+    for number in range(1000):
+        with pytest.raises(KeyringError):
+            ring.signing_key("api-token", f"k-{number:08x}")
+    assert (clock.looks, clock.reads) == (1, 0)
+    # what they did keeps a new key's tokens out for a second, and no longer
+    new = Keyring.rotate(tmp_path / "keyring.json").kids[0]
+    clock.now += NOTICED_WITHIN
+    assert ring.signing_key("api-token", new)[0] == new
+
+
+def test_a_token_of_a_new_key_is_known_at_once(tmp_path: Path, clock: Clock) -> None:
+    ring = Keyring.create(tmp_path / "keyring.json")
+    new = Keyring.rotate(tmp_path / "keyring.json")
+    assert ring.signing_key("api-token", new.kids[0]) == new.signing_key("api-token")
+
+
+def test_a_retired_key_is_gone_within_a_second(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "keyring.json"
+    [old] = Keyring.create(path).kids
+    Keyring.rotate(path)
+    ring = Keyring.load(path)
+    Keyring.retire(path, old, change_fingerprints=True)
+    clock.now += NOTICED_WITHIN
+    with pytest.raises(KeyringError, match="not in the keyring"):
+        ring.signing_key("api-token", old)
+
+
+@pytest.mark.parametrize("breaks", ["gone", "exposed", "broken", "empty"])
+def test_a_file_that_cannot_be_used_changes_nothing(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, breaks: str
+) -> None:
+    path = tmp_path / "keyring.json"
+    ring = Keyring.create(path)
+    [old] = ring.kids
+    sealed = ring.seal(URL, where=PLACE)
+    unknown = Keyring.rotate(path).seal(URL, where=PLACE)
+    content = path.read_text()
+    if breaks == "gone":
+        path.unlink()
+    elif breaks == "exposed":
+        path.chmod(0o644)
+    else:
+        path.write_text("" if breaks == "empty" else content[:-20])
+    clock.forget()
+    for _ in range(3):
+        clock.now += NOTICED_WITHIN
+        for _ in range(50):
+            with pytest.raises(KeyringError):
+                ring.open(unknown, where=PLACE)
+            assert kid_of(ring.seal(URL, where=PLACE)) == old
+            assert ring.open(sealed, where=PLACE).decode() == URL
+    assert clock.looks <= 3
+    assert clock.reads <= 3
+    [complaint] = caplog.messages  # told once, with nothing secret
+    assert complaint.startswith("the keys known before stay in use: ")
+    assert all(key["key"] not in complaint for key in json.loads(content)["keys"])
+
+    path.unlink(missing_ok=True)
+    write(path, content)
+    clock.now += NOTICED_WITHIN
+    assert ring.open(unknown, where=PLACE).decode() == URL
+
+
+def test_a_keyring_in_memory_has_no_file(clock: Clock) -> None:
+    ring = Keyring.generate()
+    clock.forget()
+    clock.now += 10 * NOTICED_WITHIN
+    with pytest.raises(KeyringError):
+        ring.open(Keyring.generate().seal(URL, where=PLACE), where=PLACE)
+    with pytest.raises(KeyringError):
+        ring.signing_key("api-token", "k-00000000")
+    assert (ring.path, clock.looks) == (None, 0)
+
+
+def test_threads_that_seal_and_open_while_the_file_is_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "keyring.json"
+    ring = Keyring.create(path)
+    ended = threading.Event()
+
+    def work(number: int) -> int:
+        done = 0
+        while not ended.is_set():
+            place = replace(PLACE, account=f"{number}-{done}")
+            assert ring.open(ring.seal(URL, where=place), where=place).decode() == URL
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(work, number) for number in range(4)]
+        try:
+            for _ in range(20):
+                sealed = Keyring.rotate(path).seal(URL, where=PLACE)
+                assert ring.open(sealed, where=PLACE).decode() == URL
+        finally:
+            ended.set()
+        assert all(job.result() for job in working)
+    assert len(ring.kids) == 21
+
+
+def test_a_value_is_resealed_with_the_first_key() -> None:
+    old, new = a_key(1, age_days=10), a_key(2)
+    sealed = Keyring([old]).seal(b"\x00\xff", where=PLACE)
+    ring = Keyring([new, old])
+    again = ring.reseal(sealed, where=PLACE)
+    assert (kid_of(sealed), kid_of(again)) == ("k-00000001", "k-00000002")
+    assert (ring.is_current(sealed), ring.is_current(again)) == (False, True)
+    assert ring.open(again, where=PLACE) == b"\x00\xff"
+    with pytest.raises(KeyringError):
+        ring.reseal(sealed, where=replace(PLACE, row="other"))

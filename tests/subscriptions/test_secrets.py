@@ -2,15 +2,30 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import pickle
 import traceback
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subscriptions.secrets import Secret, SecretError, check, generate, standard_key
+from subscriptions.secrets import (
+    Secret,
+    SecretError,
+    SigningKey,
+    check,
+    generate,
+    generate_seed,
+    private_key,
+    public_key_bytes,
+    standard_key,
+)
 
+VECTORS = Path(__file__).parents[1] / "vectors"
 TEXT = "correct horse battery staple"
 
 
@@ -141,3 +156,55 @@ def test_standard_key_takes_only_what_it_would_write(text: str) -> None:
     except SecretError:
         return
     assert base64.b64encode(key).decode() == text.removeprefix("whsec_")
+
+
+def published_pairs() -> list[Any]:
+    vectors: list[Any] = json.loads((VECTORS / "ed25519_keys.json").read_text())["vectors"]
+    return [pytest.param(vector, id=vector["source"]) for vector in vectors]
+
+
+@pytest.mark.parametrize("vector", published_pairs())
+def test_a_key_pair_has_the_published_public_key(vector: dict[str, str]) -> None:
+    key = SigningKey(secret=Secret(TEXT), seed=bytes.fromhex(vector["seed"]))
+    public = bytes.fromhex(vector["public"])
+    assert key.public_key == "whpk_" + base64.b64encode(public).decode()
+    assert public_key_bytes(key.public_key) == public
+
+
+def test_a_signing_key_shows_neither_secret_nor_seed() -> None:
+    seed = generate_seed()
+    shown = repr(SigningKey(secret=Secret(TEXT), seed=seed))
+    assert shown == "SigningKey(secret=Secret(…))"
+    assert repr(seed) not in shown
+
+
+def test_a_signing_key_cannot_be_changed() -> None:
+    key = SigningKey(secret=Secret(TEXT))
+    assert key.public_key is None
+    with pytest.raises(FrozenInstanceError):
+        key.seed = generate_seed()  # type: ignore[misc]  # that it cannot be set is what is tested
+
+
+@pytest.mark.parametrize("length", [0, 31, 33, 64])
+def test_a_seed_has_32_bytes(length: int) -> None:
+    with pytest.raises(SecretError, match="32"):
+        SigningKey(secret=Secret(TEXT), seed=bytes(length))
+
+
+def test_a_generated_seed_is_32_bytes_and_never_the_same() -> None:
+    seeds = {generate_seed() for _ in range(50)}
+    assert len(seeds) == 50
+    assert {len(seed) for seed in seeds} == {32}
+
+
+def test_a_private_key_is_loaded_once() -> None:
+    one, other = generate_seed(), generate_seed()
+    assert private_key(one) is private_key(bytes(bytearray(one)))
+    assert private_key(one) is not private_key(other)
+    assert private_key(one).private_bytes_raw() == one
+
+
+@pytest.mark.parametrize("text", ["", "whpk_", "whpk_AAAA", "whsec_" + "A" * 43 + "=", "whpk_" + "A" * 43, "ä" * 44])
+def test_other_public_keys_are_refused(text: str) -> None:
+    with pytest.raises(SecretError, match="whpk_"):
+        public_key_bytes(text)

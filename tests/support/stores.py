@@ -1,31 +1,43 @@
-"""A store on a database of its own, and tasks to put into it."""
+"""A store on a database of its own, and tasks, subscriptions and events to put into it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from dispatcher import retry
 from dispatcher.bodies import Body
 from dispatcher.config import load
+from dispatcher.errors import Problem
 from dispatcher.ids import new_id
 from dispatcher.installation import open_installation
 from dispatcher.models import BodyMode, Outcome, lane_of
-from dispatcher.store import Store
+from dispatcher.store import Store, publishing
 from dispatcher.store.records import (
     AttemptRecord,
     Callback,
+    IdempotencyKey,
     LaneClaim,
     LeasedDelivery,
+    NewEvent,
     NewTask,
+    Published,
     Replayed,
     Report,
     Settled,
 )
-from subscriptions.secrets import Secret
+from dispatcher.store.rosters import Roster
+from dispatcher.store.subscribing import Who
+from dispatcher.store.tables import deliveries, subscriptions
+from subscriptions.models import Draft, Movement, SubscriptionState
+from subscriptions.secrets import Secret, SigningKey, generate, generate_seed
 
 ACCOUNT = "acme"
 ORIGIN = "https://api.example.com"
@@ -110,3 +122,179 @@ async def settle(
             jitter=0.0,
         )
     )
+
+
+# --- subscriptions and events -----------------------------------------------------------------------------
+
+
+def who(store: Store, account: str = ACCOUNT) -> Who:
+    """An account's owner."""
+    return Who(account=account, actor="test", keyring=store.keyring)
+
+
+def signing_key() -> SigningKey:
+    """A new key."""
+    return SigningKey(secret=generate(), seed=generate_seed())
+
+
+def draft(
+    store: Store,
+    name: str = "s",
+    *,
+    account: str = ACCOUNT,
+    url: str | None = None,
+    events: tuple[str, ...] = ("order.*",),
+    **fields: Any,
+) -> Draft:
+    """A subscription as its owner describes it."""
+    url = url or f"https://{name}.example.com/hooks/{name}"
+    return Draft(
+        name=name,
+        events=events,
+        url=Secret(url),
+        origin="/".join(url.split("/")[:3]),
+        fingerprint=store.keyring.fingerprint(url, account=account),
+        **fields,
+    )
+
+
+async def subscribe(
+    store: Store,
+    name: str = "s",
+    *,
+    account: str = ACCOUNT,
+    is_active: bool = True,
+    key: SigningKey | None = None,
+    **fields: Any,
+) -> str:
+    """Store a subscription; its id."""
+    changed = await store.create_subscription(
+        who(store, account), draft(store, name, account=account, **fields), key or signing_key(), is_active=is_active
+    )
+    return changed.subscription.id
+
+
+def lane_of_subscription(subscription_id: str, account: str = ACCOUNT) -> str:
+    """The lane of a subscription's messages."""
+    return lane_of(account, subscription_id)
+
+
+async def lease_for(store: Store, subscription_id: str, limit: int = 100) -> list[LeasedDelivery]:
+    """Lease what is due for a subscription."""
+    return await lease(store, limit, lane=lane_of_subscription(subscription_id))
+
+
+async def make_due(store: Store) -> None:
+    """Let the time pass until everything that waits for a moment is due."""
+    async with store.database.write() as connection:
+        await connection.execute(sa.update(deliveries).where(deliveries.c.due_at.is_not(None)).values(due_at=0))
+
+
+async def enable(store: Store, subscription_id: str, then: Movement = Movement.RELEASE) -> None:
+    """Enable a subscription: its endpoint answers the ping."""
+    changed = await store.enable_subscription(who(store), subscription_id, then)
+    assert changed.asked is not None
+    [ping] = await lease(store, 1, lane=changed.asked.lane)
+    await settle(store, ping)
+    assert (await subscription_row(store, subscription_id))["state"] == SubscriptionState.ACTIVE
+
+
+def new_event(
+    *,
+    account: str = ACCOUNT,
+    type: str = "order.paid",  # noqa: A002 - the field
+    payload: bytes = b'{"n":1}',
+    **fields: Any,
+) -> NewEvent:
+    """An event to publish."""
+    return NewEvent(id=new_id(), account=account, type=type, payload=payload, **fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publishing:
+    """What became of a request to publish."""
+
+    result: publishing.Accepted | Replayed
+    #: of those events that are new, in their order
+    published: list[Published]
+
+
+async def planned(
+    roster: Roster, event: NewEvent, *, key: IdempotencyKey | None = None, hand_off: bool = False
+) -> publishing.Publication:
+    """An event with its plan, as the API makes it."""
+    plan = await publishing.plan(roster, event)
+    bodies = publishing.compose_bodies(event, plan, created_at=0, source="/test")
+    handed_off = {one.id: new_id() for one in plan.subscribers if one.is_plain} if hand_off else {}
+    return publishing.Publication(event=event, plan=plan, bodies=bodies, handed_off=handed_off, key=key)
+
+
+async def publish_planned(
+    store: Store, publications: Sequence[publishing.Publication], *, key: IdempotencyKey | None = None
+) -> Publishing:
+    """Commit publications by one request."""
+    told: dict[str, Published] = {}
+
+    def describe(published: Published) -> bytes:
+        told[published.event_id] = published
+        return published.event_id.encode()
+
+    def join(parts: Sequence[Any]) -> bytes:
+        if len(parts) == 1 and isinstance(parts[0], Problem):
+            # as for a single event
+            raise parts[0]
+        return b",".join(part if isinstance(part, bytes) else part.slug.encode() for part in parts)
+
+    result = await store.publish(
+        publications, key=key, describe=describe, answer=join, source="/test", then=lambda _result: None
+    )
+    return Publishing(result=result, published=list(told.values()))
+
+
+async def publish(store: Store, *events: NewEvent, hand_off: bool = False) -> Publishing:
+    """Publish events by one request."""
+    roster = await store.roster(events[0].account)
+    return await publish_planned(store, [await planned(roster, event, hand_off=hand_off) for event in events])
+
+
+async def delivery_rows(store: Store, **equal: Any) -> list[sa.RowMapping]:
+    """Rows of deliveries where columns have these values, in the order of their ids."""
+    query = sa.select(deliveries).where(*(deliveries.c[name] == value for name, value in equal.items()))
+    async with store.database.read() as connection:
+        return list((await connection.execute(query.order_by(deliveries.c.id))).mappings().all())
+
+
+async def subscription_row(store: Store, subscription_id: str) -> sa.RowMapping:
+    """The row of a subscription."""
+    async with store.database.read() as connection:
+        rows = await connection.execute(sa.select(subscriptions).where(subscriptions.c.id == subscription_id))
+        return rows.mappings().one()
+
+
+async def reconciled(store: Store, account: str = ACCOUNT) -> dict[str, int]:
+    """The ledger and the counts of held deliveries, checked against the rows themselves; what is not zero."""
+    counts = await store.ledger(account)
+    assert counts["accepted"] == sum(counts.values()) - counts["accepted"]
+    rows = await delivery_rows(store, account=account)
+    assert Counter(row["state"] for row in rows) == {
+        state: number for state, number in counts.items() if number and state != "accepted"
+    }
+    held = Counter(row["subscription_id"] for row in rows if row["state"] == "held")
+    async with store.database.read() as connection:
+        found = await connection.execute(
+            sa.select(subscriptions.c.id, subscriptions.c.held).where(subscriptions.c.account == account)
+        )
+        assert {id_: number for id_, number in found if number} == dict(held)
+    return {state: number for state, number in counts.items() if number}
+
+
+async def move_all(store: Store, limit: int = 100) -> int:
+    """Take steps until every movement is done; how many there were. The books are right after each."""
+    steps = 0
+    while True:
+        moved = await store.move_deliveries(limit)
+        await reconciled(store)
+        steps += 1
+        if not moved.unfinished:
+            return steps
+        assert steps < 1_000

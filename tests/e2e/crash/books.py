@@ -20,8 +20,14 @@ class Books:
 
     #: state by task
     tasks: dict[str, str]
+    #: deliveries that it has or will have, by event
+    events: dict[str, int]
+    #: deliveries that are still to be made, by event that is not fanned out
+    unmade: dict[str, int]
     #: state by delivery
     deliveries: dict[str, str]
+    #: the event and the subscription, by delivery; none of those that answer a task
+    messages: dict[str, tuple[str, str]]
     #: number of the last attempt by delivery
     attempts: dict[str, int]
     #: what was being sent, or waited in memory to be
@@ -44,18 +50,29 @@ class Books:
         """The ledger must reconcile, whenever one looks."""
         final = {state: number for state, number in self.counted.items() if state not in LIVE}
         assert final == self.ledger, f"rows say {final}, the ledger {self.ledger}"
+        made = Counter(event for event, _ in self.messages.values())
+        assert len(set(self.messages.values())) == len(self.messages), "a subscription has an event twice"
+        for event, number in self.events.items():
+            assert made[event] + self.unmade.get(event, 0) == number, f"of {number}, {made[event]} were made"
 
     @classmethod
     def read(cls, file: Path) -> Books:
         """Read them. Nothing is written, not even what a dead process left in the log."""
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
             connection.execute("BEGIN")
-            rows = connection.execute("SELECT id, state, attempt, repeats, last_outcome FROM deliveries").fetchall()
+            rows = connection.execute(
+                "SELECT id, state, attempt, repeats, last_outcome, source_id, subscription_id FROM deliveries"
+            ).fetchall()
             work = connection.execute("SELECT id, state, interruptions, failures FROM tasks").fetchall()
+            events = connection.execute("SELECT id, deliveries FROM events").fetchall()
+            unmade = connection.execute("SELECT event_id, size - done FROM fan_outs").fetchall()
             ledger = connection.execute("SELECT state, sum(count) FROM ledger GROUP BY state")
             return cls(
                 tasks={row[0]: row[1] for row in work},
+                events=dict(events),
+                unmade=dict(unmade),
                 deliveries={row[0]: row[1] for row in rows},
+                messages={row[0]: (row[5], row[6]) for row in rows if row[6] is not None},
                 attempts={row[0]: row[2] for row in rows},
                 leased=frozenset((row[0], row[2]) for row in rows if row[1] == "leased"),
                 most_interruptions=max((row[3] for row in rows if row[4] == "interrupted"), default=0),
@@ -79,9 +96,12 @@ def remains(file: Path) -> dict[str, int]:
         "sessions": "SELECT count(*) FROM sessions",
         "tasks with a lease": "SELECT count(*) FROM tasks WHERE session IS NOT NULL OR due_at IS NOT NULL",
         "deliveries with a lease": "SELECT count(*) FROM deliveries WHERE session IS NOT NULL OR due_at IS NOT NULL",
-        "deliveries without a task": "SELECT count(*) FROM deliveries WHERE task_id NOT IN (SELECT id FROM tasks)",
+        "deliveries without a source": "SELECT count(*) FROM deliveries"
+        " WHERE source_id NOT IN (SELECT id FROM tasks UNION ALL SELECT id FROM events)",
+        "fan-outs": "SELECT count(*) FROM fan_outs",
         "deliveries without a body": "SELECT count(*) FROM deliveries WHERE body_id NOT IN (SELECT id FROM bodies)",
-        "second deliveries": "SELECT count(*) - count(DISTINCT task_id) FROM deliveries",
+        "second deliveries": "SELECT count(*) - count(DISTINCT source_id || coalesce(subscription_id, ''))"
+        " FROM deliveries",
     }
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from tests.e2e.crash.orders import Order, Submission
+from tests.e2e.crash.orders import Happening, Order, Submission
 
 #: seconds before a request is tried again
 PAUSE = 0.02
@@ -36,6 +36,8 @@ class Clients:
         self._open = 0
         #: by delivery
         self.accepted: dict[str, Accepted] = {}
+        #: events that were answered 202
+        self.published: dict[str, Happening] = {}
         self.requests = 0
         #: requests whose connection broke before an answer
         self.unanswered = 0
@@ -122,6 +124,11 @@ class Clients:
             self.faults.append(f"{submission.route} was answered {answer.status_code}: {answer.text[:200]}")
             return
         content = answer.json()
+        if submission.happening is not None:
+            if content["id"] in self.published or content["deliveries"] != submission.happening.subscribers:
+                self.faults.append(f"published twice, or not to all: {content}")
+            self.published[content["id"]] = submission.happening
+            return
         tasks = [content] if submission.route == "/tasks" else [item.get("task", {}) for item in content["items"]]
         for task, order in zip(tasks, submission.orders, strict=True):
             if task.get("delivery_id", "") in {"", *self.accepted}:

@@ -48,16 +48,34 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Happening:
+    """One event."""
+
+    type: str
+    payload: str
+    #: subscriptions that want it
+    subscribers: int
+
+    @property
+    def request(self) -> str:
+        """Its JSON in a request."""
+        return f'{{"type": "{self.type}", "payload": {self.payload}}}'
+
+
+@dataclass(frozen=True, kw_only=True)
 class Submission:
     """One request to the API."""
 
     route: str
     key: str
-    orders: tuple[Order, ...]
+    orders: tuple[Order, ...] = ()
+    happening: Happening | None = None
 
     @property
     def body(self) -> bytes:
         """Its bytes: the same ones each time it is tried."""
+        if self.happening is not None:
+            return self.happening.request.encode()
         if self.route == "/tasks":
             return self.orders[0].request.encode()
         return f'{{"tasks": [{", ".join(order.request for order in self.orders)}]}}'.encode()
@@ -77,6 +95,21 @@ class OrderBook:
         for _ in range(batches):
             made.insert(self._random.randrange(len(made) + 1), self._submission("/tasks/batch", in_batch))
         return made
+
+    def happenings(self, type_: str, number: int, *, subscribers: int) -> list[Submission]:
+        """So many events of a type."""
+        return [
+            Submission(
+                route="/events",
+                key=f"{self._random.getrandbits(128):032x}",
+                happening=Happening(
+                    type=type_,
+                    payload=ODD % (next(self._numbers), "x" * self._random.choices(PADDING, PADDING_WEIGHTS)[0]),
+                    subscribers=subscribers,
+                ),
+            )
+            for _ in range(number)
+        ]
 
     def _submission(self, route: str, tasks: int) -> Submission:
         return Submission(

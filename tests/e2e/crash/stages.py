@@ -27,7 +27,7 @@ from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.network import Dialer, Stream
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.transport import HttpxTransport
-from dispatcher.store import Store, deliveries, intake, upkeep, work
+from dispatcher.store import Store, intake, publishing, settling, upkeep, work
 from dispatcher.store.database import Database
 
 #: environment of the launcher: the stage, at which passage of it to die, where to leave the witness and the gauge
@@ -74,6 +74,14 @@ class Stage(StrEnum):
     TASK_SETTLING = "before result's commit"
     #: the result is on disk, and its delivery was not woken
     TASK_SETTLED = "task settled"
+    #: the rows of accepted events are inserted, with deliveries or with whom they are for, and COMMIT was not issued
+    PUBLISHING = "before event's commit"
+    #: they are on disk, and the 202 was not written
+    PUBLISHED = "before event's 202"
+    #: a step of a fan-out is written, and COMMIT was not issued
+    FANNING_OUT = "before fan-out's commit"
+    #: it is on disk, and nobody was woken
+    FANNED_OUT = "fanned out"
 
 
 class Fuse:
@@ -202,6 +210,30 @@ def _watch_transactions(fuse: Fuse) -> None:
 
         return watched
 
+    def publish(original: Any) -> Any:
+        async def watched(tx: Any, requests: Sequence[Any]) -> Any:
+            answers = await original(tx, requests)
+            fresh = [
+                request
+                for request, answer in zip(requests, answers, strict=True)
+                if isinstance(answer, publishing.Accepted)
+            ]
+            if fresh:
+                events = [one.event.id for request in fresh for one in request.publications]
+                written.append((Stage.PUBLISHING, {"events": events}))
+            return answers
+
+        return watched
+
+    def fan_out(original: Any) -> Any:
+        async def watched(tx: Any, items: Sequence[Any]) -> Any:
+            answers = await original(tx, items)
+            if any(answer.count for answer in answers):
+                written.append((Stage.FANNING_OUT, {}))
+            return answers
+
+        return watched
+
     def reap(original: Any) -> Any:
         async def watched(tx: Any, items: Sequence[Any]) -> Any:
             answers = await original(tx, items)
@@ -212,7 +244,9 @@ def _watch_transactions(fuse: Fuse) -> None:
 
     wrap(Database, "write", write)
     wrap(intake, "accept", accept)
-    wrap(deliveries, "settle", settle)
+    wrap(publishing, "accept", publish)
+    wrap(publishing, "fan_out", fan_out)
+    wrap(settling, "settle", settle)
     wrap(work, "finish", finish)
     wrap(upkeep, "reap", reap)
 
@@ -266,7 +300,27 @@ def _watch_store(fuse: Fuse) -> None:
 
         return watched
 
+    def publish(original: Any) -> Any:
+        async def watched(self: Store, publications: Sequence[Any], **kwargs: Any) -> Any:
+            result = await original(self, publications, **kwargs)
+            if isinstance(result, publishing.Accepted):
+                fuse.passes(Stage.PUBLISHED, events=[one.event.id for one in publications])
+            return result
+
+        return watched
+
+    def fan_out(original: Any) -> Any:
+        async def watched(self: Store) -> Any:
+            done = await original(self)
+            if done.count:
+                fuse.passes(Stage.FANNED_OUT)
+            return done
+
+        return watched
+
     wrap(Store, "accept", accept)
+    wrap(Store, "publish", publish)
+    wrap(Store, "fan_out", fan_out)
     wrap(Store, "lease", lease)
     wrap(Store, "settle", settle)
     wrap(Store, "lease_tasks", lease_tasks)

@@ -1,0 +1,32 @@
+"""The installation as a whole."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ProcessorView(Struct, kw_only=True):
+    """A task type, and the time that one try at it is given: choose a token's `exp` beyond it."""
+
+    type: str
+    kind: str
+    timeout: float
+    tries: int
+
+
+class ProcessorList(Struct, kw_only=True):
+    """Every task type that is taken."""
+
+    items: list[ProcessorView]
+
+
+class EgressAddresses(Struct, kw_only=True):
+    """The addresses that deliveries come from, as the operator stated them."""
+
+    items: list[str]
+
+
+class Health(Struct, kw_only=True):
+    """A probe's answer."""
+
+    status: str

@@ -1,0 +1,88 @@
+"""Work that is too big for one transaction, done in small steps beside everything else.
+
+Fan-out to very many, deliveries to hold or to release, redelivery in bulk, notices. All of it stands in the database,
+so whoever asked for it need not wait, and a process that dies leaves the rest to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+
+from dispatcher.loops import repeat
+from dispatcher.store import Store
+
+#: seconds between looks for work that no hint told of
+LOOK_INTERVAL = 10.0
+#: seconds between two steps of a release
+RELEASE_INTERVAL = 0.25
+#: how long a step rests, as a multiple of the time that it took: others write in between
+REST = 2.0
+
+#: does one step; answers the lanes where something became due, and seconds until there may be more to do
+Step = Callable[[], Awaitable[tuple[Iterable[str], float | None]]]
+
+
+class Chores:
+    """Does the steps. `start()` it once; `wake()` it when there is something to do."""
+
+    def __init__(self, store: Store, *, release_rate: float, on_due: Callable[[str], None]) -> None:
+        self._store = store
+        self._release_limit = max(1, round(release_rate * RELEASE_INTERVAL))
+        self._on_due = on_due
+        self._wakes: list[asyncio.Event] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin."""
+        for step in (self._fan_out, self._move, self._redeliver, self._tell):
+            wake = asyncio.Event()
+            self._wakes.append(wake)
+            self._tasks.append(asyncio.create_task(repeat(self._doing(step, wake)), name=step.__name__))
+
+    async def stop(self) -> None:
+        """Do no more; what is left stays in the database."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Tell that there may be something to do."""
+        for wake in self._wakes:
+            wake.set()
+
+    def _doing(self, step: Step, wake: asyncio.Event) -> Callable[[], Awaitable[None]]:
+        async def once() -> None:
+            wake.clear()
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            lanes, more_in = await step()
+            for lane in lanes:
+                self._on_due(lane)
+            if more_in is not None and more_in < 1.0:
+                # A pace is kept, whoever calls.
+                await asyncio.sleep(max(more_in, REST * (loop.time() - started)))
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(more_in or LOOK_INTERVAL, LOOK_INTERVAL)):
+                    await wake.wait()
+
+        once.__name__ = step.__name__.strip("_")
+        return once
+
+    async def _fan_out(self) -> tuple[Iterable[str], float | None]:
+        done = await self._store.fan_out()
+        return done.lanes, 0.0 if done.count else None
+
+    async def _move(self) -> tuple[Iterable[str], float | None]:
+        moved = await self._store.move_deliveries(self._release_limit)
+        return moved.lanes, RELEASE_INTERVAL if moved.unfinished else None
+
+    async def _redeliver(self) -> tuple[Iterable[str], float | None]:
+        done = await self._store.step_redeliveries()
+        return done.lanes, 0.0 if done.unfinished else None
+
+    async def _tell(self) -> tuple[Iterable[str], float | None]:
+        told = await self._store.tell()
+        return told.lanes, told.more_in

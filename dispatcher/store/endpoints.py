@@ -1,0 +1,83 @@
+"""Subscriptions opened for sending, kept in memory by version: opening one costs more than all else about a lease."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from subscriptions import store as subscription_store
+from subscriptions.keyring import Keyring
+from subscriptions.models import Subscription
+from subscriptions.schema import subscriptions
+
+#: subscriptions that are remembered
+MAX_REMEMBERED = 20_000
+
+
+class Stamp(NamedTuple):
+    """Which state of a subscription is meant."""
+
+    id: str
+    version: int
+    #: the moment, too: a version that was rolled back is given out again, to another change
+    updated_at: int
+
+    @classmethod
+    def of(cls, row: sa.RowMapping) -> Stamp:
+        """The stamp of a row of `subscriptions`."""
+        return cls(row["id"], row["version"], row["updated_at"])
+
+
+class Endpoints:
+    """The process's opened subscriptions."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+        self._opened: OrderedDict[str, Subscription] = OrderedDict()
+
+    async def get(self, connection: AsyncConnection, stamps: Iterable[Stamp]) -> dict[str, Subscription]:
+        """The subscriptions that have these stamps.
+
+        Raises KeyringError when the keyring lacks what sealed one of them.
+        """
+        wanted = list(stamps)
+        known = {stamp.id: self._opened[stamp.id] for stamp in wanted if self._is_known(stamp)}
+        missing = [stamp.id for stamp in wanted if stamp.id not in known]
+        if missing:
+            fresh = await subscription_store.find(connection, self._keyring, missing)
+            self._opened.update(fresh)
+            known.update(fresh)
+        for id_ in known:
+            self._opened.move_to_end(id_)
+        while len(self._opened) > MAX_REMEMBERED:
+            self._opened.popitem(last=False)
+        return known
+
+    def _is_known(self, stamp: Stamp) -> bool:
+        known = self._opened.get(stamp.id)
+        return known is not None and (known.version, known.updated_at) == (stamp.version, stamp.updated_at)
+
+
+#: what decides about a subscription's deliveries; nothing that is sealed or has to be decoded
+_STANDING = tuple(
+    subscriptions.c[name]
+    for name in (
+        "id", "account", "version", "updated_at", "operational", "state", "disabled_reason", "movement", "verifying",
+        "then", "refusals", "failures", "failing_since", "disable_after_4xx", "disable_on", "disable_after", "hold_for",
+        "held", "ordering", "on_exhausted", "rate_limit", "body_mode",
+    )
+)  # fmt: skip
+
+
+async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: bool = False) -> dict[str, sa.RowMapping]:
+    """Where subscriptions stand, by id, in one order so that locks never cross; deleted ones too."""
+    wanted = sorted(set(ids))
+    if not wanted:
+        return {}
+    query = sa.select(*_STANDING).where(subscriptions.c.id.in_(wanted)).order_by(subscriptions.c.id)
+    rows = await connection.execute(query.with_for_update() if lock else query)
+    return {row["id"]: row for row in rows.mappings()}

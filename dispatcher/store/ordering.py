@@ -1,0 +1,120 @@
+"""Order: deliveries of one group (lane and order key) go out one after the other, by their place.
+
+Only the first of a group that can still move is ever due; the others are pending without a due time. So leasing needs
+to know nothing of order, and costs the same however long the line is. Whoever ends the first, or puts one before it,
+calls `promote`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import sqlalchemy as sa
+
+from dispatcher.models import DeliveryState
+from dispatcher.store.committer import Transaction
+from dispatcher.store.tables import deliveries, is_in_turn, is_ordered, subscriptions
+from subscriptions.models import Ordering
+
+#: a lane and an order key
+Group = tuple[str, str]
+
+#: groups asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
+MAX_GROUPS_PER_QUERY = 100
+
+
+def order_key(ordering: str, ordering_key: str | None) -> str | None:
+    """The key under which an event keeps its order at a subscription; None if it keeps none."""
+    match Ordering(ordering):
+        case Ordering.FIFO:
+            return ""
+        case Ordering.FIFO_BY_KEY:
+            return ordering_key
+        case Ordering.NONE:
+            return None
+
+
+def group_of(row: Mapping[str, object] | sa.RowMapping) -> Group | None:
+    """The group of a delivery; None if it keeps no order."""
+    return None if row["seq"] is None else (str(row["lane"]), str(row["order_key"]))
+
+
+def groups_of(rows: Iterable[sa.RowMapping]) -> set[Group]:
+    """The groups of those deliveries that keep an order."""
+    return {group for group in map(group_of, rows) if group is not None}
+
+
+async def take_places(tx: Transaction, counts: Mapping[str, int]) -> dict[str, int]:
+    """Reserve so many places at each subscription, under its row's lock; answers the first of each."""
+    first: dict[str, int] = {}
+    for id_, count in sorted(counts.items()):
+        after = await tx.connection.scalar(
+            sa.update(subscriptions)
+            .where(subscriptions.c.id == id_)
+            .values(next_seq=subscriptions.c.next_seq + count)
+            .returning(subscriptions.c.next_seq)
+        )
+        first[id_] = int(after) - count if after is not None else 0
+    return first
+
+
+async def heads(tx: Transaction, groups: Iterable[Group]) -> dict[Group, sa.RowMapping]:
+    """The first delivery of each group that can still move."""
+    return await _one_of_each(tx, groups, _head)
+
+
+async def promote(tx: Transaction, groups: Iterable[Group]) -> set[str]:
+    """Let the first of each group have its turn, if it waits for nothing else. Answers the lanes where one became due.
+
+    What is being sent is waited for, even where something that is sent again stands before it now; what only waits
+    to be tried again is not.
+    """
+    found = await heads(tx, groups)
+    waiting = {
+        group: head for group, head in found.items() if head["state"] != DeliveryState.LEASED and head["due_at"] is None
+    }
+    in_turn = await _one_of_each(tx, waiting, _in_turn)
+    sending = {group for group, row in in_turn.items() if row["state"] == DeliveryState.LEASED}
+    await _set_due(tx, [row["id"] for group, row in in_turn.items() if group not in sending], None)
+    promoted = [
+        head for group, head in waiting.items() if group not in sending and head["state"] == DeliveryState.PENDING
+    ]
+    await _set_due(tx, [head["id"] for head in promoted], tx.now)
+    return {head["lane"] for head in promoted}
+
+
+async def _set_due(tx: Transaction, ids: list[str], due_at: int | None) -> None:
+    if ids:
+        await tx.connection.execute(sa.update(deliveries).where(deliveries.c.id.in_(ids)).values(due_at=due_at))
+
+
+# --- the rows of a group ----------------------------------------------------------------------------------
+
+_Row = sa.Select[tuple[str, str, str, str, int | None]]
+
+
+async def _one_of_each(
+    tx: Transaction, groups: Iterable[Group], query: Callable[[Group], _Row]
+) -> dict[Group, sa.RowMapping]:
+    wanted = sorted(set(groups))
+    found: dict[Group, sa.RowMapping] = {}
+    for start in range(0, len(wanted), MAX_GROUPS_PER_QUERY):
+        arms = [sa.select(query(group).subquery()) for group in wanted[start : start + MAX_GROUPS_PER_QUERY]]
+        rows = await tx.connection.execute(sa.union_all(*arms) if len(arms) > 1 else arms[0])
+        found.update({(row["lane"], row["order_key"]): row for row in rows.mappings()})
+    return found
+
+
+def _head(group: Group) -> _Row:
+    return _of_group(group).where(is_ordered).order_by(deliveries.c.seq).limit(1)
+
+
+def _in_turn(group: Group) -> _Row:
+    return _of_group(group).where(is_in_turn).limit(1)
+
+
+def _of_group(group: Group) -> _Row:
+    lane, key = group
+    return sa.select(
+        deliveries.c.id, deliveries.c.lane, deliveries.c.order_key, deliveries.c.state, deliveries.c.due_at
+    ).where(deliveries.c.lane == lane, deliveries.c.order_key == key)

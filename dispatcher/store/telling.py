@@ -1,0 +1,76 @@
+"""Tell accounts what happened to their subscriptions: an event to the operational one, of what `notices` gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import sqlalchemy as sa
+
+from dispatcher.bodies import rfc3339
+from dispatcher.models import DeliveryKind
+from dispatcher.store import notices
+from dispatcher.store.committer import Transaction
+from dispatcher.store.subscribing import send_own
+from dispatcher.store.tables import accounts, subscriptions
+from subscriptions.health import DisabledReason
+from subscriptions.models import SubscriptionState
+
+#: notices that one step tells
+STEP = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What a step did."""
+
+    #: lanes where something became due
+    lanes: frozenset[str]
+    #: seconds until there may be more to tell; None when nothing is noted
+    more_in: float | None
+
+
+async def tell(tx: Transaction, items: Sequence[None]) -> list[Told]:
+    """Tell what is due."""
+    return [await _tell(tx) for _ in items]
+
+
+async def _tell(tx: Transaction) -> Told:
+    lanes: set[str] = set()
+    for row in await notices.take_due(tx, STEP):
+        lanes |= await _tell_one(tx, row)
+    return Told(lanes=frozenset(lanes), more_in=await notices.next_due(tx))
+
+
+async def _tell_one(tx: Transaction, row: sa.RowMapping) -> set[str]:
+    listener = await _listener(tx, row["account"])
+    if listener is None:
+        # Whoever names an endpoint later is told at once of what happens then.
+        await notices.forget(tx, row)
+        return set()
+    about = await tx.connection.execute(
+        sa.select(subscriptions.c.name, subscriptions.c.origin).where(subscriptions.c.id == row["subscription_id"])
+    )
+    name, origin = about.one_or_none() or ("", "")
+    payload = {
+        "type": row["type"],
+        "subscription": {"id": row["subscription_id"], "name": name, "host": origin.partition("://")[2]},
+        "count": row["count"],
+        "first_at": rfc3339(row["first_at"]),
+        "last_at": rfc3339(row["last_at"]),
+        **row["detail"],
+    }
+    made = await send_own(tx, listener, row["type"], msgspec.json.encode(payload), kind=DeliveryKind.MESSAGE)
+    return made.lanes
+
+
+async def _listener(tx: Transaction, account: str) -> sa.RowMapping | None:
+    """The account's operational subscription, if it has one that has not gone for good."""
+    rows = await tx.connection.execute(
+        sa.select(subscriptions)
+        .join(accounts, accounts.c.operational_id == subscriptions.c.id)
+        .where(accounts.c.id == account, subscriptions.c.state != SubscriptionState.DELETED)
+    )
+    row = rows.mappings().one_or_none()
+    return None if row is None or row["disabled_reason"] == DisabledReason.GONE else row
