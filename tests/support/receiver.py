@@ -119,6 +119,8 @@ class Receiver:
             task = asyncio.create_task(self._connection(reader, writer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            # Also of a task that is cancelled before its first step, which closes nothing itself.
+            task.add_done_callback(lambda _task: writer.close())
 
         server = await asyncio.start_server(on_connection, self._host, self.port, backlog=2048, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
@@ -131,6 +133,8 @@ class Receiver:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        # What was closed is gone after another round.
+        await asyncio.sleep(0.01)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
