@@ -18,7 +18,7 @@ LOOK_INTERVAL = 10.0
 #: seconds between two steps of a release
 RELEASE_INTERVAL = 0.25
 #: how long a step rests, as a multiple of the time that it took: others write in between
-REST = 2.0
+REST = 4.0
 
 #: does one step; answers the lanes where something became due, and seconds until there may be more to do
 Step = Callable[[], Awaitable[tuple[Iterable[str], float | None]]]

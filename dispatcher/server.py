@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import structlog
 import uvicorn
 
-from dispatcher import tokens
+from dispatcher import collector, tokens
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app
 from dispatcher.api.auth import Authenticator
@@ -181,6 +181,7 @@ class _Server(uvicorn.Server):
             log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
             print("token", await _dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
         host, port = self._listener.getsockname()[:2]
+        collector.calm()
         shown = f"[{host}]" if ":" in host else host
         print(f"dispatcher ready on http://{shown}:{port}", flush=True)  # noqa: T201 - stdout's one line
 

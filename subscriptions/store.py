@@ -6,6 +6,7 @@ here takes the open connection. Moments are milliseconds since the epoch, by the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -48,8 +49,7 @@ async def find(
 
     Raises KeyringError when the keyring lacks what sealed one of them.
     """
-    rows = await connection.execute(_found(ids, account=account, lock=lock))
-    found = rows.mappings().all()
+    found = await _found(connection, ids, account=account, lock=lock)
     keys = await _keys(connection, keyring, [row["id"] for row in found])
     return {row["id"]: _opened(keyring, row, tuple(keys.get(row["id"], ()))) for row in found}
 
@@ -58,18 +58,29 @@ async def rows(
     connection: AsyncConnection, ids: Sequence[str], *, account: str | None = None, lock: bool = False
 ) -> dict[str, sa.RowMapping]:
     """Rows of subscriptions by id, sealed as they are. Deleted ones are not found."""
-    found = await connection.execute(_found(ids, account=account, lock=lock))
-    return {row["id"]: row for row in found.mappings()}
+    return {row["id"]: row for row in await _found(connection, ids, account=account, lock=lock)}
 
 
-def _found(ids: Sequence[str], *, account: str | None, lock: bool) -> sa.Select[Any]:
-    query = sa.select(subscriptions).where(
-        subscriptions.c.id.in_(ids), subscriptions.c.state != SubscriptionState.DELETED
-    )
-    if account is not None:
-        query = query.where(subscriptions.c.account == account)
+async def _found(
+    connection: AsyncConnection, ids: Sequence[str], *, account: str | None, lock: bool
+) -> Sequence[sa.RowMapping]:
+    query = _find(lock=lock) if account is None else _find(lock=lock).where(subscriptions.c.account == account)
+    found: Sequence[sa.RowMapping] = (await connection.execute(query, {"ids": ids})).mappings().all()
+    return found
+
+
+@functools.cache
+def _find(*, lock: bool) -> sa.Select[Any]:
     # in one order everywhere, so that two transactions never wait for each other
-    return query.order_by(subscriptions.c.id).with_for_update() if lock else query
+    query = (
+        sa.select(subscriptions)
+        .where(
+            subscriptions.c.id.in_(sa.bindparam("ids", expanding=True)),
+            subscriptions.c.state != SubscriptionState.DELETED,
+        )
+        .order_by(subscriptions.c.id)
+    )
+    return query.with_for_update() if lock else query
 
 
 async def changed_since(
@@ -214,15 +225,18 @@ def notice_at(valid_from: int, valid_until: int | None) -> int | None:
 async def _keys(connection: AsyncConnection, keyring: Keyring, ids: Sequence[str]) -> dict[str, list[ValidKey]]:
     if not ids:
         return {}
-    rows = await connection.execute(
-        sa.select(secrets)
-        .where(secrets.c.subscription_id.in_(ids))
-        .order_by(secrets.c.valid_from.desc(), secrets.c.id.desc())
-    )
+    rows = await connection.execute(_KEYS, {"ids": ids})
     keys: dict[str, list[ValidKey]] = {}
     for row in rows.mappings():
         keys.setdefault(row["subscription_id"], []).append(_key(keyring, row))
     return keys
+
+
+_KEYS = (
+    sa.select(secrets)
+    .where(secrets.c.subscription_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(secrets.c.valid_from.desc(), secrets.c.id.desc())
+)
 
 
 def _key(keyring: Keyring, row: sa.RowMapping) -> ValidKey:

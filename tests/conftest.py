@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,13 @@ def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name == "DATABASE_URL" or name.startswith("DISPATCHER_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_are_found_where_they_are_made() -> Iterator[None]:
+    """What a module left open fails that module, not whichever test runs when the collector comes by."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ class Engine:
                 self._agenda.note(claim.lane, now)
             raise
         self._governor.spend(len(batch.deliveries))
-        self._take_in(batch.deliveries)
+        await self._take_in_turn(batch.deliveries)
         now = _now()
         for lane, delay in batch.next_due.items():
             if delay is not None:
@@ -189,27 +189,37 @@ class Engine:
         self._starved = not (self._lanes.has_memory() and self._has_lease_for_a_send())
         if self._starved:
             return []
-        claims: list[LaneClaim] = []
-        left = min(MAX_LEASE, self._governor.allowance(now))
-        while left > 0 and len(claims) < MAX_LANES_PER_CLAIM:
+        lanes: list[Lane] = []
+        most = min(MAX_LEASE, self._governor.allowance(now))
+        while len(lanes) < min(most, MAX_LANES_PER_CLAIM):
             due = self._agenda.take_due(now, 1)
             if not due:
                 break
             lane = self._lanes.get(due[0])
-            room = min(lane.room(now), left)
-            if room > 0:
+            if lane.room(now) > 0:
                 lane.backlog = False
-                claims.append(LaneClaim(lane=lane.key, limit=room))
-                left -= room
+                lanes.append(lane)
             elif now < lane.opens_at:
                 self._agenda.note(lane.key, lane.opens_at)
             else:
                 lane.backlog = True
-        return claims
+        # Shared, not first come: of many lanes most hold but one, and a lease is worth its commit when it is full.
+        return [LaneClaim(lane=lane.key, limit=min(lane.room(now), most // len(lanes))) for lane in lanes]
 
     def _next_due(self, now: float) -> float | None:
         due = self._agenda.next_due()
         return None if due is None else max(due, now + self._governor.ready_in())
+
+    async def _take_in_turn(self, deliveries: list[LeasedDelivery]) -> None:
+        """Take in what was leased; beside callers one by one: each send that starts is work that they wait for."""
+        self._known.update(delivery.id for delivery in deliveries)
+        gap = self._governor.gap
+        if not gap:
+            self._take_in(deliveries)
+            return
+        for delivery in deliveries:
+            self._take_in([delivery])
+            await asyncio.sleep(gap)
 
     def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
         now = _now()

@@ -189,7 +189,7 @@ async def is_token_live(database: Database, jti: str) -> bool:
 
 async def ensure(connection: AsyncConnection, account: str) -> None:
     """Make sure that there is a row for an account."""
-    insert = upsert(connection, accounts).values(id=account, created_at=now_ms())
+    insert = upsert(connection.dialect.name, accounts).values(id=account, created_at=now_ms())
     await connection.execute(insert.on_conflict_do_nothing())
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -20,6 +21,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from dispatcher.errors import ConfigError, StoreUnavailable
+from dispatcher.store import sqlite
 
 #: how long a write waits for another process's lock on the file, milliseconds
 BUSY_TIMEOUT_MS = 2_000
@@ -44,11 +46,11 @@ def _now_postgresql(_element: now_ms, _compiler: SQLCompiler, **_kw: Any) -> str
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
-def upsert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that knows ON CONFLICT, for this connection's database."""
-    if connection.dialect.name == "postgresql":
+def upsert(dialect: str, table: sa.Table) -> sqlite_dialect.Insert | postgresql.Insert:
+    """An INSERT that knows ON CONFLICT, in the dialect of that name."""
+    if dialect == "postgresql":
         return postgresql.insert(table)
-    return sqlite.insert(table)
+    return sqlite_dialect.insert(table)
 
 
 class Database:
@@ -139,7 +141,7 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=30,
-        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000},
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "async_creator_fn": sqlite.connect},
     )
 
     @sa.event.listens_for(engine.sync_engine, "connect")

@@ -63,14 +63,21 @@ class Endpoints:
 
 
 #: what decides about a subscription's deliveries; nothing that is sealed or has to be decoded
-_STANDING = tuple(
-    subscriptions.c[name]
-    for name in (
-        "id", "account", "version", "updated_at", "operational", "state", "disabled_reason", "movement", "verifying",
-        "then", "refusals", "failures", "failing_since", "disable_after_4xx", "disable_on", "disable_after", "hold_for",
-        "held", "ordering", "on_exhausted", "rate_limit", "body_mode",
+_STANDING = (
+    sa.select(
+        *(
+            subscriptions.c[name]
+            for name in (
+                "id", "account", "version", "updated_at", "operational", "state", "disabled_reason", "movement",
+                "verifying", "then", "refusals", "failures", "failing_since", "disable_after_4xx", "disable_on",
+                "disable_after", "hold_for", "held", "ordering", "on_exhausted", "rate_limit", "body_mode",
+            )
+        )
     )
+    .where(subscriptions.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(subscriptions.c.id)
 )  # fmt: skip
+_LOCKED_STANDING = _STANDING.with_for_update()
 
 
 async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: bool = False) -> dict[str, sa.RowMapping]:
@@ -78,6 +85,5 @@ async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: boo
     wanted = sorted(set(ids))
     if not wanted:
         return {}
-    query = sa.select(*_STANDING).where(subscriptions.c.id.in_(wanted)).order_by(subscriptions.c.id)
-    rows = await connection.execute(query.with_for_update() if lock else query)
+    rows = await connection.execute(_LOCKED_STANDING if lock else _STANDING, {"ids": wanted})
     return {row["id"]: row for row in rows.mappings()}

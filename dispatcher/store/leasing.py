@@ -6,10 +6,10 @@ No query here costs more when a lane has more waiting in it. docs/states.md draw
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -52,7 +52,11 @@ async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch
 
 
 async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
-    found = (await tx.connection.execute(_due(request.lanes, tx.now))).all() if request.lanes else []
+    if not request.lanes:
+        return LeasedBatch(deliveries=[], next_due={})
+    wanted = {f"lane{n}": claim.lane for n, claim in enumerate(request.lanes)}
+    limits = {f"limit{n}": claim.limit for n, claim in enumerate(request.lanes)}
+    found = (await tx.connection.execute(_due(len(request.lanes)), {"now": tx.now} | wanted | limits)).all()
     callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
     others = [id_ for id_, subscription_id in found if subscription_id is not None]
     leased = [
@@ -60,33 +64,38 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
         *(await _messages(tx, others, request.endpoints) if others else ()),
     ]
     if leased:
-        await tx.connection.execute(
-            sa.update(deliveries)
-            .where(deliveries.c.id.in_([delivery.id for delivery in leased]))
-            .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=tx.session, due_at=None)
-        )
+        ids = [delivery.id for delivery in leased]
+        await tx.connection.execute(_LEASE, {"ids": ids, "by": tx.session})
     return LeasedBatch(
         deliveries=leased,
         next_due=await next_due(tx, [claim.lane for claim in request.lanes]),
     )
 
 
-def _due(claims: Sequence[LaneClaim], now: int) -> sa.Executable:
-    """Ids of due deliveries: one index range per lane, so that a long lane costs the others nothing."""
+_LEASE = (
+    sa.update(deliveries)
+    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
+    .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=sa.bindparam("by"), due_at=sa.null())
+)
+
+
+@functools.cache
+def _due(lanes: int) -> sa.Executable:
+    """Ids of due deliveries of so many lanes: one index range each, so that a long lane costs the others nothing."""
     arms = [
         sa.select(
             sa.select(deliveries.c.id, deliveries.c.subscription_id)
             .where(
                 is_waiting,
-                deliveries.c.lane == claim.lane,
-                deliveries.c.due_at <= now,
+                deliveries.c.lane == sa.bindparam(f"lane{n}"),
+                deliveries.c.due_at <= sa.bindparam("now"),
             )
             .order_by(deliveries.c.due_at)
-            .limit(claim.limit)
+            .limit(sa.bindparam(f"limit{n}", type_=sa.Integer))
             .with_for_update(skip_locked=True)
             .subquery()
         )
-        for claim in claims
+        for n in range(lanes)
     ]
     return sa.union_all(*arms) if len(arms) > 1 else arms[0]
 
@@ -103,7 +112,7 @@ async def _put_off(tx: Transaction, row: sa.RowMapping, what: str) -> None:
 
 
 async def _callbacks(tx: Transaction, ids: Sequence[str], keyring: Keyring) -> list[LeasedDelivery]:
-    rows = (await tx.connection.execute(_callback_details().where(deliveries.c.id.in_(ids)))).mappings().all()
+    rows = (await tx.connection.execute(_CALLBACKS, {"ids": ids})).mappings().all()
     await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
     opened: list[LeasedDelivery] = []
     for row in rows:
@@ -118,8 +127,8 @@ async def _callbacks(tx: Transaction, ids: Sequence[str], keyring: Keyring) -> l
     return opened
 
 
-def _callback_details() -> sa.Select[Any]:
-    return sa.select(
+_CALLBACKS = (
+    sa.select(
         deliveries,
         tasks.c.type,
         tasks.c.traceparent,
@@ -134,9 +143,12 @@ def _callback_details() -> sa.Select[Any]:
         bodies.c.content,
         bodies.c.content_type,
         bodies.c.headers,
-    ).select_from(
+    )
+    .select_from(
         deliveries.join(tasks, tasks.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
     )
+    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
+)
 
 
 def _window_is_over(row: sa.RowMapping, now: int) -> bool:
@@ -159,7 +171,7 @@ async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
 
 
 async def _messages(tx: Transaction, ids: Sequence[str], known: Endpoints) -> list[LeasedDelivery]:
-    rows = (await tx.connection.execute(_message_details().where(deliveries.c.id.in_(ids)))).mappings().all()
+    rows = (await tx.connection.execute(_MESSAGES, {"ids": ids})).mappings().all()
     standing = await endpoints.standing(tx.connection, (row["subscription_id"] for row in rows))
     going = await _without_those_that_stay(tx, rows, standing)
     opened = await _opened(tx, going, standing, known)
@@ -188,17 +200,20 @@ async def _opened(
     return opened
 
 
-def _message_details() -> sa.Select[Any]:
-    return sa.select(
+_MESSAGES = (
+    sa.select(
         deliveries,
         events.c.type,
         events.c.traceparent,
         bodies.c.content,
         bodies.c.content_type,
         bodies.c.headers,
-    ).select_from(
+    )
+    .select_from(
         deliveries.join(events, events.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
     )
+    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
+)
 
 
 async def _without_those_that_stay(
@@ -245,15 +260,22 @@ async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | N
     """Seconds until each lane has something due; None where nothing waits."""
     if not lanes:
         return {}
+    rows = await tx.connection.execute(_first_due(len(lanes)), {f"lane{n}": lane for n, lane in enumerate(lanes)})
+    return {lane: None if due is None else max(0.0, (due - tx.now) / 1000) for lane, due in rows}
+
+
+@functools.lru_cache(2 * MAX_LANES_PER_CLAIM)
+def _first_due(lanes: int) -> sa.Executable:
     arms = [
         sa.select(
-            sa.literal(lane),
-            sa.select(sa.func.min(deliveries.c.due_at)).where(is_waiting, deliveries.c.lane == lane).scalar_subquery(),
+            sa.bindparam(f"lane{n}", type_=sa.String),
+            sa.select(sa.func.min(deliveries.c.due_at))
+            .where(is_waiting, deliveries.c.lane == sa.bindparam(f"lane{n}"))
+            .scalar_subquery(),
         )
-        for lane in lanes
+        for n in range(lanes)
     ]
-    rows = await tx.connection.execute(sa.union_all(*arms) if len(arms) > 1 else arms[0])
-    return {lane: None if due is None else max(0.0, (due - tx.now) / 1000) for lane, due in rows}
+    return sa.union_all(*arms) if len(arms) > 1 else arms[0]
 
 
 async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ come from different places, and a delivery that vanished would show.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import sqlalchemy as sa
@@ -29,16 +30,20 @@ async def count(tx: Transaction, counts: Counter[tuple[str, str]]) -> None:
     if not counts:
         return
     slot = int(tx.session[-4:], 16) % SLOTS
-    insert = upsert(tx.connection, ledger)
-    statement = insert.on_conflict_do_update(
-        index_elements=[ledger.c.account, ledger.c.slot, ledger.c.state],
-        set_={"count": ledger.c.count + insert.excluded.count},
-    )
     rows = [
         {"account": account, "slot": slot, "state": state, "count": number}
         for (account, state), number in sorted(counts.items())
     ]
-    await tx.connection.execute(statement, rows)
+    await tx.connection.execute(_addition(tx.connection.dialect.name), rows)
+
+
+@functools.cache
+def _addition(dialect: str) -> sa.Executable:
+    insert = upsert(dialect, ledger)
+    return insert.on_conflict_do_update(
+        index_elements=[ledger.c.account, ledger.c.slot, ledger.c.state],
+        set_={"count": ledger.c.count + insert.excluded.count},
+    )
 
 
 async def read(connection: AsyncConnection, account: str) -> dict[str, int]:

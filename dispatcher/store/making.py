@@ -28,6 +28,8 @@ class Target:
     subscription_id: str
     #: it is active and keeps no order, as this transaction has made sure: no need to look at its row
     is_plain: bool = False
+    #: the form that a plain one gets; what the others get, their rows say
+    body_mode: str = BodyMode.RAW
     #: the delivery's id, where it is handed off to this process's lanes with the commit
     handed_off: str | None = None
 
@@ -41,8 +43,6 @@ class Making:
     source_id: str
     #: the stored body for each form; `raw` is always there
     bodies: dict[str, str]
-    #: for each target
-    modes: Sequence[str]
     targets: Sequence[Target]
     ordering_key: str | None = None
     kind: DeliveryKind = DeliveryKind.MESSAGE
@@ -89,9 +89,9 @@ class _Batch:
 
     def add(self, making: Making) -> Made:
         made = Made()
-        for target, mode in zip(making.targets, making.modes, strict=True):
-            row = self._row(making, target, mode)
+        for target in making.targets:
             standing = self._standing.get(target.subscription_id)
+            row = self._row(making, target, standing["body_mode"] if standing else target.body_mode)
             if making.kind is not DeliveryKind.MESSAGE:
                 row["lane"] = ping_lane_of(making.account, target.subscription_id)
             elif not target.is_plain:

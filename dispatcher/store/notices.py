@@ -52,7 +52,7 @@ async def note(tx: Transaction, happened: Sequence[Notice]) -> None:
     """Count what happened, to be told when its time comes."""
     if not happened:
         return
-    insert = upsert(tx.connection, notices)
+    insert = upsert(tx.connection.dialect.name, notices)
     statement = insert.on_conflict_do_update(
         index_elements=[notices.c.account, notices.c.subscription_id, notices.c.type],
         set_={

@@ -22,7 +22,7 @@ from dispatcher.bodies import Body, Message, compose
 from dispatcher.errors import Problem
 from dispatcher.ids import new_id
 from dispatcher.models import BodyMode, EventState
-from dispatcher.store import endpoints, making
+from dispatcher.store import making
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
 from dispatcher.store.making import Making, Target
@@ -36,7 +36,7 @@ from subscriptions.models import Ordering, SubscriptionState
 #: deliveries that one request makes at once; an event for more commits alone
 AT_ONCE = 500
 #: deliveries that one step of a fan-out makes
-STEP = 50
+STEP = 20
 #: events that one step is shared by
 AT_A_TIME = 10
 #: candidates without a filter that are looked at before others have their turn
@@ -447,11 +447,11 @@ def _making(one: Publication, subscribers: Sequence[Subscriber], ids: dict[str, 
         account=one.event.account,
         source_id=one.event.id,
         bodies=ids,
-        modes=[subscriber.body_mode for subscriber in subscribers],
         targets=[
             Target(
                 subscription_id=subscriber.id,
                 is_plain=subscriber.is_plain,
+                body_mode=subscriber.body_mode,
                 handed_off=one.handed_off.get(subscriber.id),
             )
             for subscriber in subscribers
@@ -480,7 +480,6 @@ async def fan_out(tx: Transaction, items: Sequence[None]) -> list[FannedOut]:
 
 async def _fan_out(tx: Transaction) -> FannedOut:
     parts = await _next_parts(tx)
-    standing = await endpoints.standing(tx.connection, (id_ for part in parts for id_ in part.ids))
     made = await making.make(
         tx,
         [
@@ -488,7 +487,6 @@ async def _fan_out(tx: Transaction) -> FannedOut:
                 account=part.row["account"],
                 source_id=part.row["event_id"],
                 bodies=part.row["bodies"],
-                modes=[standing[id_]["body_mode"] if id_ in standing else BodyMode.RAW for id_ in part.ids],
                 targets=[Target(subscription_id=id_) for id_ in part.ids],
                 ordering_key=part.row["ordering_key"],
             )
@@ -535,7 +533,7 @@ async def _next_parts(tx: Transaction) -> list[_Part]:
 
     They are of as many accounts as can be, so that nobody waits for another's long row of events either.
     """
-    accounts = await _with_fan_outs(tx)
+    accounts = list(await tx.connection.scalars(_ACCOUNTS_WITH_FAN_OUTS))
     if not accounts:
         return []
     chosen = random.sample(accounts, min(len(accounts), AT_A_TIME))
@@ -562,7 +560,7 @@ async def _next_parts(tx: Transaction) -> list[_Part]:
     return [_Part(row=row, ids=await _next_targets(tx, row, share)) for row in rows]
 
 
-async def _with_fan_outs(tx: Transaction) -> list[str]:
+def _accounts_with_fan_outs() -> sa.Select[tuple[str]]:
     """The accounts whose events are being fanned out: a loose index scan, which hops from account to account."""
 
     def first_after(account: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
@@ -570,7 +568,10 @@ async def _with_fan_outs(tx: Transaction) -> list[str]:
 
     hops = sa.select(first_after("").label("account")).cte("hops", recursive=True)
     hops = hops.union_all(sa.select(first_after(hops.c.account)).where(hops.c.account.is_not(None)))
-    return list(await tx.connection.scalars(sa.select(hops.c.account).where(hops.c.account.is_not(None))))
+    return sa.select(hops.c.account).where(hops.c.account.is_not(None))
+
+
+_ACCOUNTS_WITH_FAN_OUTS = _accounts_with_fan_outs()
 
 
 async def _next_targets(tx: Transaction, row: sa.RowMapping, limit: int) -> list[str]:

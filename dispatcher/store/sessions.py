@@ -52,10 +52,15 @@ async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
 
 async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> int | None:
     """Note which batch this transaction commits, and return the database's clock; None if the session is over."""
-    result = await connection.execute(
-        sa.update(sessions).where(sessions.c.id == session).values(last_batch=batch).returning(now_ms())
-    )
-    return result.scalar_one_or_none()
+    return await connection.scalar(_MARK, {"this": session, "batch": batch})
+
+
+_MARK = (
+    sa.update(sessions)
+    .where(sessions.c.id == sa.bindparam("this"))
+    .values(last_batch=sa.bindparam("batch"))
+    .returning(now_ms())
+)
 
 
 async def last_batch(database: Database, session: str) -> str | None:

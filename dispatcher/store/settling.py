@@ -6,6 +6,7 @@ an older one changes nothing. What an answer means, `dispatcher.retry` and `subs
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -319,6 +320,7 @@ def _columns(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now
     }
 
 
+@functools.cache
 def _settle_statement() -> sa.Update:
     columns = (
         "state", "reason", "lane", "failures", "last_outcome", "repeats", "due_at", "other_secret", "refused",

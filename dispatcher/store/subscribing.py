@@ -255,7 +255,6 @@ async def send_own(
                 account=to["account"],
                 source_id=event.id,
                 bodies={BodyMode.RAW: event.id},
-                modes=[BodyMode.RAW],
                 targets=[Target(subscription_id=to["id"])],
                 kind=kind,
             )

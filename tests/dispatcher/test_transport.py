@@ -23,6 +23,7 @@ from dispatcher.delivery.transport import MAX_BODY_BYTES, MAX_PIECES, HttpxTrans
 from dispatcher.egress import EgressPolicy, parse
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
+from tests.support import listening
 from tests.support.dns import NameServer, Zone
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -41,12 +42,10 @@ class Endpoint:
         self.open = 0
         self.names: list[str | None] = []
         self.port = 0
-        self._writers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open += 1
-        self._writers.add(writer)
         try:
             while not writer.is_closing():
                 self.requests.append(await read_message(reader))
@@ -59,12 +58,7 @@ class Endpoint:
             pass
         finally:
             self.open -= 1
-            self._writers.discard(writer)
             writer.close()
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes:
@@ -86,9 +80,7 @@ async def endpoint(
     try:
         yield served
     finally:
-        server.close()
-        served.close()
-        await asyncio.sleep(0.01)
+        await listening.close(server)
 
 
 class Sending:
@@ -350,7 +342,7 @@ async def test_an_address_that_hangs_leaves_time_for_the_next() -> None:
             assert (await client.post(f"http://hook.example:{port}/", deadline=6.0)).status == 200
             # half of the time went to the first address, the rest was left
             assert 2.0 < time.monotonic() - started < 6.0
-        server.close()
+        await listening.close(server)
 
 
 async def test_a_hanging_connect_ends_at_the_deadline() -> None:
@@ -406,7 +398,7 @@ async def test_plain_http_behind_https_is_a_tls_error() -> None:
     server = await asyncio.start_server(blurt, "127.0.0.1", 0)
     async with sending() as client:
         await client.fails(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}{SECRET}", Outcome.TLS_ERROR)
-    server.close()
+    await listening.close(server)
 
 
 async def test_a_handshake_that_breaks_off_or_hangs() -> None:
@@ -423,7 +415,7 @@ async def test_a_handshake_that_breaks_off_or_hangs() -> None:
             server = await asyncio.start_server(how, "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]
             await client.fails(f"https://127.0.0.1:{port}{SECRET}", outcome, deadline=0.5)
-            server.close()
+            await listening.close(server)
 
 
 async def test_a_server_that_wants_our_certificate() -> None:
@@ -621,8 +613,7 @@ async def test_an_early_answer_to_a_large_body_is_read() -> None:
         # the rest of the body is still on its way: no place for another request
         assert not client.transport._idle._by_age
     done.set()
-    await asyncio.sleep(0.05)
-    server.close()
+    await listening.close(server)
 
 
 # connections
@@ -804,7 +795,7 @@ async def test_a_stream_pauses_what_it_cannot_hold() -> None:
         total += len(data)
         stream.taken = 0
     assert total == 10_000_000
-    server.close()
+    await listening.close(server)
 
 
 # the egress proxy
@@ -839,8 +830,7 @@ async def egress_proxy(to_port: int, *, refuse: bool = False) -> AsyncIterator[t
     try:
         yield server.sockets[0].getsockname()[1], heads
     finally:
-        server.close()
-        await asyncio.sleep(0.05)
+        await listening.close(server)
 
 
 async def test_an_egress_proxy_sees_the_name_but_no_path() -> None:

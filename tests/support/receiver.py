@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from tests.support import listening
+
 
 @dataclass(frozen=True, kw_only=True)
 class Received:
@@ -119,22 +121,15 @@ class Receiver:
             task = asyncio.create_task(self._connection(reader, writer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            # Also of a task that is cancelled before its first step, which closes nothing itself.
-            task.add_done_callback(lambda _task: writer.close())
 
         server = await asyncio.start_server(on_connection, self._host, self.port, backlog=2048, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
-        server.close()
-        # A connection that was just accepted gets its task in the loop's next round.
-        await asyncio.sleep(0.01)
-        while tasks:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        # What was closed is gone after another round.
-        await asyncio.sleep(0.01)
+        await listening.close(server)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
