@@ -27,9 +27,10 @@ Step = Callable[[], Awaitable[tuple[Iterable[str], float | None]]]
 class Chores:
     """Does the steps. `start()` it once; `wake()` it when there is something to do."""
 
-    def __init__(self, store: Store, *, release_rate: float, on_due: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, *, release_rate: float, source: str, on_due: Callable[[str], None]) -> None:
         self._store = store
         self._release_limit = max(1, round(release_rate * RELEASE_INTERVAL))
+        self._source = source
         self._on_due = on_due
         self._wakes: list[asyncio.Event] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -84,5 +85,5 @@ class Chores:
         return done.lanes, 0.0 if done.unfinished else None
 
     async def _tell(self) -> tuple[Iterable[str], float | None]:
-        told = await self._store.tell()
+        told = await self._store.tell(self._source)
         return told.lanes, told.more_in

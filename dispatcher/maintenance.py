@@ -24,7 +24,7 @@ class Maintenance:
 
     def __init__(self, store: Store, settings: Settings, *, on_freed: Callable[[], None]) -> None:
         self._store = store
-        #: told when leases were freed: there is work again that nobody knows of
+        #: told when there may be work again that nobody knows of
         self._on_freed = on_freed
         self._age = settings.retention_days * DAY
         self._scheduler = AsyncIOScheduler(timezone=UTC)
@@ -36,7 +36,7 @@ class Maintenance:
         for name, seconds, step in (
             ("reap", 10, self._reap),
             ("end_windows", 15, self._store.end_windows),
-            ("end_holds", 30, self._store.end_holds),
+            ("end_holds", 30, self._end_holds),
             ("end_secrets", 30, self._store.end_secrets),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
@@ -62,6 +62,13 @@ class Maintenance:
         if freed:
             self._on_freed()
         return freed
+
+    async def _end_holds(self) -> int:
+        ended = await self._store.end_holds()
+        if ended:
+            # What stood behind them in an order may be due now.
+            self._on_freed()
+        return ended
 
     async def _delete_old(self) -> int:
         return await self._store.delete_old(self._age)

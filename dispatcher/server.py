@@ -76,7 +76,7 @@ async def serve(settings: Settings) -> None:
             handshakes=_handshakes(settings, installation),
         )
         engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
-        chores = Chores(store, release_rate=settings.release_rate, on_due=engine.wake)
+        chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
         services = Services(
             settings=settings,
             installation=installation,

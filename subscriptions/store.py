@@ -83,6 +83,25 @@ def _find(*, lock: bool) -> sa.Select[Any]:
     return query.with_for_update() if lock else query
 
 
+async def count(connection: AsyncConnection, account: str) -> int:
+    """How many subscriptions an account has, those that were deleted lately included: it reads nothing but an index."""
+    return await connection.scalar(sa.select(sa.func.count()).where(subscriptions.c.account == account)) or 0
+
+
+async def count_ordered(connection: AsyncConnection, account: str) -> int:
+    """How many of an account's subscriptions keep an order."""
+    return (
+        await connection.scalar(
+            sa.select(sa.func.count()).where(
+                subscriptions.c.account == account,
+                subscriptions.c.ordering != Ordering.NONE,
+                subscriptions.c.state != SubscriptionState.DELETED,
+            )
+        )
+        or 0
+    )
+
+
 async def changed_since(
     connection: AsyncConnection, account: str, version: int, *, limit: int | None = None
 ) -> Sequence[sa.RowMapping]:

@@ -32,7 +32,12 @@ def answer(shape: msgspec.Struct, *, status: int = 200, headers: dict[str, str] 
 
 def who(services: Services, caller: Caller) -> Who:
     """Whose subscriptions a caller changes, and by which token."""
-    return Who(account=caller.account, actor=f"token {caller.jti}", keyring=services.store.keyring)
+    return Who(
+        account=caller.account,
+        actor=f"token {caller.jti}",
+        keyring=services.store.keyring,
+        source=services.settings.event_source,
+    )
 
 
 def before(cursor: str | None) -> str | None:

@@ -174,7 +174,7 @@ class Reader:
         )
         if request.id is None:
             return event, None
-        return event, self._key(request.id, bytes(raw), account=account, route="event id")
+        return event, self._key(request.id, bytes(raw), account=account, route="event id", field=f"{prefix}/id")
 
     def idempotency_key(self, request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
         """The request's idempotency key, if it has one. Raises Problem."""
@@ -185,10 +185,10 @@ class Reader:
             raise invalid("/Idempotency-Key", "must have 1 to 255 visible ASCII characters")
         return self._key(key, body, account=account, route=route)
 
-    def _key(self, key: str, body: bytes, *, account: str, route: str) -> IdempotencyKey:
+    def _key(self, key: str, body: bytes, *, account: str, route: str, field: str | None = None) -> IdempotencyKey:
         # Keyed, because the body holds a callback URL and perhaps a secret.
         fingerprint = self.keyring.fingerprint(hashlib.sha256(body).hexdigest(), account=account)
-        return IdempotencyKey(account=account, route=route, key=key, fingerprint=fingerprint.encode())
+        return IdempotencyKey(account=account, route=route, key=key, fingerprint=fingerprint.encode(), field=field)
 
     def callback(
         self,

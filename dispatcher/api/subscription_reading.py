@@ -91,7 +91,7 @@ def edit(
     def edited(before: Subscription) -> Draft:
         if "schemes" in fields:
             for key in _signing_from_now_on(before):
-                _check_schemes(fields["schemes"], account, key, field="/schemes", secret_field="/schemes")  # noqa: S106
+                _check_schemes(fields["schemes"], account, key, field="/schemes", secret_field="/schemes")  # noqa: S106 - a place
         mode = _body_mode(BodyMode(before.body_mode), request.body, content_type)
         return replace(before, **fields, body_mode=mode)
 

@@ -41,7 +41,7 @@ class DirectClient:
     def __init__(self, installation: Installation, settings: Settings, *, account: str, actor: str) -> None:
         self._database = installation.database
         self._keyring = installation.keyring
-        self._who = Who(account=account, actor=actor, keyring=installation.keyring)
+        self._who = Who(account=account, actor=actor, keyring=installation.keyring, source=settings.event_source)
         self._reader = Reader(
             settings=settings,
             policy=egress_policy(settings),

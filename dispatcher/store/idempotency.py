@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from dispatcher.errors import Problem
+from dispatcher.errors import FieldError, Problem
 from dispatcher.store.committer import Transaction
 from dispatcher.store.database import Database, now_ms
 from dispatcher.store.records import IdempotencyKey, Replayed
@@ -52,7 +52,7 @@ class Answers:
             return None
         fingerprint, answer = found
         if fingerprint != key.fingerprint:
-            return _mismatch()
+            return _mismatch(key)
         return Replayed(answer=answer)
 
     def keep(self, key: IdempotencyKey | None, answer: bytes) -> None:
@@ -98,13 +98,18 @@ async def earlier_answer(database: Database, key: IdempotencyKey) -> Replayed | 
     if row is None:
         return None
     if row.fingerprint != key.fingerprint:
-        raise _mismatch()
+        raise _mismatch(key)
     return Replayed(answer=row.answer)
 
 
-def _mismatch() -> Problem:
+def _mismatch(key: IdempotencyKey) -> Problem:
     """The key was used with another body."""
-    return Problem("idempotency-mismatch", "This Idempotency-Key was used before with another body; use a new key.")
+    if key.field is None:
+        return Problem("idempotency-mismatch", "This Idempotency-Key was used before with another body; use a new key.")
+    error = FieldError(field=key.field, detail="was used before with another body; use a new one")
+    return Problem(
+        "idempotency-mismatch", "An event with this id was published before, and was another.", errors=[error]
+    )
 
 
 def _identity(key: IdempotencyKey) -> _Identity:

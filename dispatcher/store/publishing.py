@@ -38,7 +38,7 @@ AT_ONCE = 500
 #: deliveries that one step of a fan-out makes
 STEP = 20
 #: events that one step is shared by
-AT_A_TIME = 10
+AT_A_TIME = 4
 #: candidates without a filter that are looked at before others have their turn
 SLICE = 100
 #: seconds for which filters are asked before others have their turn

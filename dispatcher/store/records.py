@@ -131,6 +131,8 @@ class IdempotencyKey:
     key: str
     #: keyed digest of the request's body
     fingerprint: bytes
+    #: where it stands in the body, as a JSON pointer; None where it is the Idempotency-Key header
+    field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -393,9 +393,9 @@ class Store:
         """Send the next deliveries again that somebody asked for in bulk."""
         return await self._committer.write(redelivering.step, None, weight=redelivering.STEP, patient=True)
 
-    async def tell(self) -> telling.Told:
-        """Tell accounts what happened to their subscriptions."""
-        return await self._committer.write(telling.tell, None, patient=True)
+    async def tell(self, source: str) -> telling.Told:
+        """Tell accounts what happened to their subscriptions, by events from this source (CloudEvents)."""
+        return await self._committer.write(telling.tell, source, patient=True)
 
     # Upkeep: each returns how many rows it handled
 

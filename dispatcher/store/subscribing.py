@@ -30,12 +30,18 @@ from subscriptions.keyring import Keyring
 from subscriptions.models import (
     Draft,
     Movement,
+    Ordering,
     Subscription,
     SubscriptionState,
     ValidKey,
     Verification,
 )
 from subscriptions.secrets import SigningKey
+
+#: subscriptions of one account, those that were deleted within the last day included
+MAX_SUBSCRIPTIONS = 100_000
+#: those of them that keep an order: each takes its place in the transaction that accepts an event
+MAX_ORDERED = 1_000
 
 #: One change; raises Problem to refuse it.
 Change = Callable[[Transaction], Awaitable[Any]]
@@ -61,6 +67,8 @@ class Who:
     #: for the audit log
     actor: str
     keyring: Keyring
+    #: what a CloudEvent of our own, such as a ping, names as its source
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +94,7 @@ class Changed:
 async def create(tx: Transaction, who: Who, draft: Draft, key: SigningKey, *, is_active: bool) -> Changed:
     """Store a new subscription. One that has to verify itself is disabled until it has."""
     await _refuse_twin(tx, who, draft)
+    await _check_quota(tx, who, is_new=True, is_ordered=draft.ordering is not Ordering.NONE)
     verified = draft.verification is Verification.NONE
     reason = DisabledReason.MANUAL if not is_active else None if verified else DisabledReason.UNVERIFIED
     id_ = new_id()
@@ -116,6 +125,8 @@ async def change(tx: Transaction, who: Who, id_: str, edit: Callable[[Subscripti
         who.keyring, before, account=who.account
     ):
         await _refuse_twin(tx, who, draft)
+    if before.ordering is Ordering.NONE:
+        await _check_quota(tx, who, is_new=False, is_ordered=draft.ordering is not Ordering.NONE)
     version = await accounts.next_version(tx.connection, who.account)
     after = replace(before, **_fields(draft), version=version, updated_at=tx.now)
     await subscription_store.rewrite(tx.connection, who.keyring, after)
@@ -216,13 +227,13 @@ async def grant(tx: Transaction, delivery_id: str, rate: float | None) -> None:
 
 async def ping(tx: Transaction, who: Who, id_: str) -> Asked:
     """Send a signed ping, whatever the subscription's state."""
-    return await _ask(tx, await row(tx, who, id_), DeliveryKind.PING)
+    return await _ask(tx, who, await row(tx, who, id_), DeliveryKind.PING)
 
 
 async def _verify(tx: Transaction, who: Who, id_: str, then: Movement) -> Asked:
     to = await row(tx, who, id_)
     by_handshake = to["verification"] == Verification.HANDSHAKE
-    asked = await _ask(tx, to, DeliveryKind.HANDSHAKE if by_handshake else DeliveryKind.PING)
+    asked = await _ask(tx, who, to, DeliveryKind.HANDSHAKE if by_handshake else DeliveryKind.PING)
     await subscription_store.update(
         tx.connection,
         id_,
@@ -233,20 +244,20 @@ async def _verify(tx: Transaction, who: Who, id_: str, then: Movement) -> Asked:
     return asked
 
 
-async def _ask(tx: Transaction, to: sa.RowMapping, kind: DeliveryKind) -> Asked:
+async def _ask(tx: Transaction, who: Who, to: sa.RowMapping, kind: DeliveryKind) -> Asked:
     payload = msgspec.json.encode({"type": PING_EVENT, "subscription_id": to["id"]})
-    made = await send_own(tx, to, PING_EVENT, payload, kind=kind)
+    made = await send_own(tx, to, PING_EVENT, payload, kind=kind, source=who.source)
     [lane] = made.lanes
     return Asked(delivery_id=made.ids[0], lane=lane)
 
 
 async def send_own(
-    tx: Transaction, to: sa.RowMapping, type_: str, payload: bytes, *, kind: DeliveryKind
+    tx: Transaction, to: sa.RowMapping, type_: str, payload: bytes, *, kind: DeliveryKind, source: str
 ) -> making.Made:
     """One event of our own, for the subscription in this row, in the form that it wants."""
     event = NewEvent(id=new_id(), account=to["account"], type=type_, payload=payload)
     message = Message(wire_id=event.id, type=type_, payload=payload, created_at_ms=tx.now)
-    body = compose(BodyMode(to["body_mode"]), message)
+    body = compose(BodyMode(to["body_mode"]), message, source=source)
     await publishing.insert_one(tx, event, body, deliveries=1)
     [made] = await making.make(
         tx,
@@ -296,6 +307,17 @@ async def _refuse_twin(tx: Transaction, who: Who, draft: Draft) -> None:
             "There is a subscription with this URL and these event patterns already.",
             errors=[FieldError(field="/config/url", detail="is subscribed to the same events already")],
             extra={"subscription_id": twin},
+        )
+
+
+async def _check_quota(tx: Transaction, who: Who, *, is_new: bool, is_ordered: bool) -> None:
+    if is_new and await subscription_store.count(tx.connection, who.account) >= MAX_SUBSCRIPTIONS:
+        raise Problem("quota", f"An account has at most {MAX_SUBSCRIPTIONS} subscriptions; delete one.")
+    if is_ordered and await subscription_store.count_ordered(tx.connection, who.account) >= MAX_ORDERED:
+        raise Problem(
+            "quota",
+            f"An account has at most {MAX_ORDERED} subscriptions that keep an order.",
+            errors=[FieldError(field="/ordering", detail='must be "none"')],
         )
 
 

@@ -31,19 +31,19 @@ class Told:
     more_in: float | None
 
 
-async def tell(tx: Transaction, items: Sequence[None]) -> list[Told]:
-    """Tell what is due."""
-    return [await _tell(tx) for _ in items]
+async def tell(tx: Transaction, sources: Sequence[str]) -> list[Told]:
+    """Tell what is due; a source is what a CloudEvent names as such."""
+    return [await _tell(tx, source) for source in sources]
 
 
-async def _tell(tx: Transaction) -> Told:
+async def _tell(tx: Transaction, source: str) -> Told:
     lanes: set[str] = set()
     for row in await notices.take_due(tx, STEP):
-        lanes |= await _tell_one(tx, row)
+        lanes |= await _tell_one(tx, row, source)
     return Told(lanes=frozenset(lanes), more_in=await notices.next_due(tx))
 
 
-async def _tell_one(tx: Transaction, row: sa.RowMapping) -> set[str]:
+async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> set[str]:
     listener = await _listener(tx, row["account"])
     if listener is None:
         # Whoever names an endpoint later is told at once of what happens then.
@@ -61,7 +61,8 @@ async def _tell_one(tx: Transaction, row: sa.RowMapping) -> set[str]:
         "last_at": rfc3339(row["last_at"]),
         **row["detail"],
     }
-    made = await send_own(tx, listener, row["type"], msgspec.json.encode(payload), kind=DeliveryKind.MESSAGE)
+    body = msgspec.json.encode(payload)
+    made = await send_own(tx, listener, row["type"], body, kind=DeliveryKind.MESSAGE, source=source)
     return made.lanes
 
 

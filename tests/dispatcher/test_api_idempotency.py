@@ -127,6 +127,18 @@ def test_it_works_for_batches(client: httpx.Client, receiver: Receiver) -> None:
     assert stored(client)["accepted"] == before + 1
 
 
+def test_an_event_id_that_was_used_for_another_event_is_named(client: httpx.Client) -> None:
+    first = {"type": "order.paid", "id": "order-1", "payload": {"n": 1}}
+    other = first | {"payload": {"n": 2}}
+    assert client.post("/events", json=first).status_code == 202
+    assert client.post("/events", json=first).headers["Idempotency-Replayed"] == "true"
+    answer = client.post("/events", json=other)
+    problem(answer, 422, "idempotency-mismatch", "/id")
+    assert "Idempotency-Key" not in answer.text
+    [_, item] = client.post("/events/batch", json={"events": [first, other]}).json()["items"]
+    assert item["problem"]["errors"][0]["field"] == "/events/1/id"
+
+
 def test_it_works_for_redeliveries(client: httpx.Client) -> None:
     answers = iter([410])
     with Receiver(lambda _: Reply(status=next(answers, 200))) as receiver:

@@ -225,7 +225,7 @@ async def exercise_subscriptions(store: Store) -> None:
             await store.step_redeliveries()
     # notices, twice: to be told, and to be forgotten
     for _ in range(2):
-        await store.tell()
+        await store.tell("/test")
         await let_time_pass(store, "UPDATE notices SET due_at = 0")
     # fan out, and delete
     at_once, publishing.AT_ONCE = publishing.AT_ONCE, 0

@@ -225,7 +225,7 @@ async def test_nothing_is_in_clear_in_the_files(tmp_path: Path) -> None:
         assert one.endpoint.url.reveal().endswith(path)
         await settle(store, one)
         await store.disable_subscription(who(store), id_)
-        await store.tell()
+        await store.tell("/test")
         everything = b"".join(file.read_bytes() for file in (tmp_path / "data").glob("*.db*"))
     everything += b"".join(file.read_bytes() for file in (tmp_path / "data").glob("*.db*"))
     # the search finds what is there

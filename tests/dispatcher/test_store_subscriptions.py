@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from dispatcher.errors import LeaseLost, Problem
 from dispatcher.models import DeliveryKind, DeliveryState, Outcome
-from dispatcher.store import Store, holding, making, queries, upkeep
+from dispatcher.store import Store, holding, making, queries, subscribing, upkeep
 from dispatcher.store.records import LeasedDelivery, Settled
 from dispatcher.store.tables import deliveries, notices, subscriptions
 from subscriptions.health import MIN_FAILURES, DisableOn
@@ -82,6 +83,27 @@ ACTIVE = (SubscriptionState.ACTIVE, None)
 
 def disabled(reason: str) -> tuple[str, str]:
     return (SubscriptionState.DISABLED, reason)
+
+
+class TestQuota:
+    async def test_of_subscriptions(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(subscribing, "MAX_SUBSCRIPTIONS", 2)
+        for name in ("one", "two"):
+            await subscribe(store, name)
+        with pytest.raises(Problem) as caught:
+            await subscribe(store, "three")
+        assert (caught.value.slug, caught.value.status) == ("quota", 403)
+
+    async def test_of_those_that_keep_an_order(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(subscribing, "MAX_ORDERED", 2)
+        for number in range(2):
+            await subscribe(store, f"ordered{number}", ordering=Ordering.FIFO)
+        plain = await subscribe(store, "plain")
+        with pytest.raises(Problem) as caught:
+            await subscribe(store, "another", ordering=Ordering.FIFO_BY_KEY)
+        assert (caught.value.slug, [one.field for one in caught.value.errors]) == ("quota", ["/ordering"])
+        with pytest.raises(Problem):
+            await store.change_subscription(who(store), plain, lambda one: replace(one, ordering=Ordering.FIFO))
 
 
 class TestAnswers:
@@ -695,7 +717,7 @@ class TestNotices:
 
     async def told(self, store: Store, operational: str) -> list[dict[str, Any]]:
         """Payloads that the operational endpoint gets now; each arrives."""
-        await store.tell()
+        await store.tell("/test")
         batch = await lease_for(store, operational)
         for one in batch:
             await settle(store, one)
@@ -714,7 +736,7 @@ class TestNotices:
         for one in many[1:]:
             await settle(store, one, Outcome.HTTP_ERROR, 500, schedule=())
         assert await self.told(store, operational) == []
-        told = await store.tell()
+        told = await store.tell("/test")
         assert told.more_in is not None
         assert 0 < told.more_in <= 60
         await self.let_a_minute_pass(store)
@@ -729,7 +751,7 @@ class TestNotices:
         assert [told["type"] for told in await self.told(store, operational)] == ["subscription.disabled"]
         await self.let_a_minute_pass(store)
         assert await self.told(store, operational) == []
-        assert (await store.tell()).more_in is None
+        assert (await store.tell("/test")).more_in is None
 
     async def test_disabled_and_enabled_are_told_with_their_reason(self, store: Store) -> None:
         operational = await self.operational(store)
@@ -758,13 +780,13 @@ class TestNotices:
         operational = await self.operational(store)
         _, [one] = await leased(store)
         await refuse(store, one)
-        await store.tell()
+        await store.tell("/test")
         [notice] = await lease_for(store, operational)
         await refuse(store, notice)
         assert await standing(store, operational) == disabled("rejected")
         for _ in range(5):
             await self.let_a_minute_pass(store)
-            await store.tell()
+            await store.tell("/test")
         assert await reconciled(store) == {"accepted": 2, "held": 2}
         async with store.database.read() as connection:
             assert await connection.scalar(sa.select(sa.func.count()).select_from(notices)) == 0
@@ -772,10 +794,10 @@ class TestNotices:
     async def test_without_an_operational_endpoint_it_is_forgotten(self, store: Store) -> None:
         _, [one] = await leased(store)
         await refuse(store, one)
-        assert (await store.tell()).lanes == frozenset()
+        assert (await store.tell("/test")).lanes == frozenset()
         await self.let_a_minute_pass(store)
-        await store.tell()
-        assert (await store.tell()).more_in is None
+        await store.tell("/test")
+        assert (await store.tell("/test")).more_in is None
         assert await reconciled(store) == {"accepted": 1, "held": 1}
 
     async def test_one_that_is_gone_is_told_nothing(self, store: Store) -> None:
@@ -783,7 +805,7 @@ class TestNotices:
         await change_row(store, operational, state="disabled", disabled_reason="gone")
         _, [one] = await leased(store)
         await refuse(store, one)
-        await store.tell()
+        await store.tell("/test")
         assert await reconciled(store) == {"accepted": 1, "held": 1}
 
     async def test_published_events_do_not_go_there(self, store: Store) -> None:

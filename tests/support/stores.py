@@ -129,7 +129,7 @@ async def settle(
 
 def who(store: Store, account: str = ACCOUNT) -> Who:
     """An account's owner."""
-    return Who(account=account, actor="test", keyring=store.keyring)
+    return Who(account=account, actor="test", keyring=store.keyring, source="/test")
 
 
 def signing_key() -> SigningKey:
