@@ -219,7 +219,7 @@ class _Slot:
         stream = self._dialer.stream
         if stream is None or stream.stale or asyncio.get_running_loop().time() > stream.opened_at + _MAX_AGE_S:
             return False
-        return any(connection.is_idle() for connection in self._pool.connections)
+        return any(connection.is_idle() and not _has_leftover(connection) for connection in self._pool.connections)
 
     def close(self) -> None:
         """Close the connection at once; there is nothing to await."""
@@ -246,6 +246,17 @@ class _Slot:
         if isinstance(exc, httpx.RemoteProtocolError) and stream is not None and not stream.ended:
             return SendError(Outcome.PROTOCOL_ERROR, "the answer is not HTTP")
         return SendError(Outcome.CONNECTION_ERROR, "the connection broke before an answer")
+
+
+def _has_leftover(connection: object) -> bool:
+    """Whether more was read than the last answer: whatever it is, it is no answer to the next request (RFC 9112 §6.3).
+
+    httpcore does not tell, so its parts are opened; where they are not as expected, the connection is not trusted.
+    """
+    while (inner := getattr(connection, "_connection", None)) is not None:
+        connection = inner
+    state = getattr(connection, "_h11_state", None)
+    return state is None or bool(state.trailing_data[0])
 
 
 class _IdleSlots:

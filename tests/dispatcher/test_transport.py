@@ -620,6 +620,19 @@ async def test_an_early_answer_to_a_large_body_is_read() -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True])
+async def test_a_second_answer_is_not_taken_for_that_of_the_next_request(*, secure: bool) -> None:
+    ca = trustme.CA()
+    tls = server_context(ca, "hook.example") if secure else None
+    both = OK + b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n"
+    async with endpoint(both, tls=tls) as server, sending(zone={"hook.example": ["127.0.0.1"]}, ca=ca) as client:
+        url = f"{'https' if secure else 'http'}://hook.example:{server.port}/"
+        for n in range(3):
+            assert (await client.post(f"{url}{n}")).status == 200
+        assert [request.split(b" ")[1] for request in server.requests] == [b"/0", b"/1", b"/2"]
+        assert server.connections == 3
+
+
+@pytest.mark.parametrize("secure", [False, True])
 async def test_a_connection_is_used_again_the_last_one_first(*, secure: bool) -> None:
     ca = trustme.CA()
     tls = server_context(ca, "hook.example") if secure else None
