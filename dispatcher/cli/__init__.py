@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dispatcher import logs
-from dispatcher.cli import keyring, subscriptions, tokens
+from dispatcher.cli import conformance, keyring, receiver, subscriptions, tokens
 from dispatcher.cli.running import DataDir, read_settings, run, warn
 from dispatcher.config import unknown_variables
 from dispatcher.server import serve as run_server
@@ -17,6 +17,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(tokens.app, name="token")
 app.add_typer(keyring.app, name="keyring")
 app.add_typer(subscriptions.app, name="subscriptions")
+app.add_typer(conformance.app, name="conformance")
+app.command()(receiver.receiver)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,232 @@
+"""`dispatcher conformance …`: examine a sender, ours or another, or a receiver of webhooks."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import tempfile
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dispatcher.cli import inputs
+from dispatcher.cli.running import fail, warn
+from dispatcher.conformance import report as reporting
+from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.checks import CHECKS
+from dispatcher.conformance.command_sender import CommandSender
+from dispatcher.conformance.examination import chosen, examine
+from dispatcher.conformance.our_sender import OurSender
+from dispatcher.conformance.probe import REQUIREMENTS, Target, probe
+from dispatcher.conformance.results import Level, Report
+from dispatcher.conformance.schemes import SCHEMES, Key
+from dispatcher.conformance.senders import Sender
+from dispatcher.errors import ConfigError
+
+app = typer.Typer(
+    help="Examine a sender of webhooks, ours or another, or a receiver: against numbered requirements, by the wire.",
+    epilog="Exit codes: 0 nothing failed at --strictness or above; 1 something did; 2 it cannot be examined.",
+    no_args_is_help=True,
+)
+
+#: of an Ed25519 private key
+SEED_BYTES = 32
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="File to write the report to, as JSON.", dir_okay=False)]
+JUnitFile = Annotated[Path | None, typer.Option("--junit", help="The same as JUnit XML.", dir_okay=False)]
+HtmlFile = Annotated[Path | None, typer.Option("--html", help="The same as a page with timelines.", dir_okay=False)]
+Strictness = Annotated[
+    Literal["must", "should", "may"], typer.Option(help="What fails the command: a requirement of this level or above.")
+]
+
+
+@app.command("list")
+def list_requirements() -> None:
+    """List the requirements on a sender, with level and source."""
+    table = Table("id", "level", "requirement", "source", box=None, pad_edge=False)
+    for check in CHECKS.values():
+        one = check.requirement
+        table.add_row(one.id, one.level, one.title, one.source.name)
+    Console().print(table)
+
+
+@app.command("run")
+def run_examination(
+    *,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="TOML file that says which sender, and how. Without it: this dispatcher.", dir_okay=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Requirements to look at: RETRY-01, SIGN-*. Repeatable.")
+    ] = None,
+    strictness: Strictness = "should",
+    json: JsonFile = None,
+    junit: JUnitFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Examine a sender: drive it, watch it at a receiver of our own, and report."""
+    try:
+        report = asyncio.run(_examine(_profile(profile), only or [], at=profile.parent if profile else None))
+    except ConfigError as exc:
+        fail(str(exc))
+    _write(report, json=json, junit=junit, html=html)
+    reporting.to_terminal(report, Console())
+    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+
+
+@app.command("receiver")
+def probe_receiver(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where the receiver takes webhooks.", show_default=False)],
+    *,
+    scheme: Annotated[
+        list[str] | None, typer.Option(help=f"What it verifies: {', '.join(SCHEMES)} [standard]. Repeatable.")
+    ] = None,
+    secret_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the secret, on one line; - is stdin, or a question on the terminal.", show_default=False
+        ),
+    ] = None,
+    seed_file: Annotated[
+        Path | None, typer.Option(help="File with an Ed25519 private key: 32 bytes in base64.", show_default=False)
+    ] = None,
+    header: Annotated[list[str] | None, typer.Option(help="A further header, `Name: value`. Repeatable.")] = None,
+    event: Annotated[str, typer.Option(help="The event type that is sent.")] = "probe.sent",
+    payload: Annotated[
+        Path | None, typer.Option(help="File with a JSON object that the receiver takes.", dir_okay=False)
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Seconds that a timestamp may be off.")] = 300.0,
+    authority: Annotated[
+        Path | None,
+        typer.Option(help="PEM file with the authorities to trust instead of the system's.", dir_okay=False),
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Do not check the certificate.")] = False,
+    strictness: Strictness = "should",
+    json: JsonFile = None,
+    junit: JUnitFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """Examine a receiver: send it good, tampered, stale, repeated and malformed requests, and see what it lets through.
+
+    It takes the good ones for real, so give it a receiver that may be played with.
+    """
+    try:
+        inputs.check_stdin(secret_file, seed_file)
+        target = Target(
+            url=url,
+            schemes=tuple(scheme or ("standard",)),
+            key=Key(
+                secret="" if secret_file is None else inputs.read_secret(secret_file, "--secret-file"),
+                seed=_seed(seed_file),
+            ),
+            headers=tuple(_header(text) for text in header or ()),
+            event=event,
+            payload=None if payload is None else _payload(payload),
+            tolerance=tolerance,
+            authority=None if authority is None else str(authority),
+            is_verified=not insecure,
+        )
+        with _progress(len(REQUIREMENTS)) as advance:
+            report = asyncio.run(probe(target, on_result=advance))
+    except ConfigError as exc:
+        fail(str(exc))
+    _write(report, json=json, junit=junit, html=html)
+    reporting.to_terminal(report, Console())
+    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+
+
+def _seed(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        seed = base64.b64decode(inputs.read_secret(file, "--seed-file"), validate=True)
+    except ValueError:
+        seed = b""
+    if len(seed) != SEED_BYTES:
+        raise ConfigError("--seed-file: it must have 32 bytes in base64")
+    return seed
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ConfigError("--header must be written as `Name: value`")
+    return name.strip(), value.strip()
+
+
+def _payload(file: Path) -> dict[str, object]:
+    try:
+        return msgspec.json.decode(inputs.read_file(file, "--payload"), type=dict[str, object])
+    except msgspec.DecodeError:
+        raise ConfigError("--payload: the file must have a JSON object") from None
+
+
+def _profile(path: Path | None) -> dict[str, Any]:
+    """What a profile says. Raises ConfigError."""
+    if path is None:
+        return {}
+    try:
+        profile = tomllib.loads(path.read_text())
+    except OSError as exc:
+        raise ConfigError(f"--profile: the file cannot be read ({exc.strerror})") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"--profile: the file is no TOML: {exc}") from exc
+    unknown = sorted(profile.keys() - {"command", "only"})
+    if unknown:
+        raise ConfigError(f"--profile: {unknown[0]} is not a key; there are `command` and `only`")
+    for key, value in profile.items():
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value) or not value:
+            raise ConfigError(f"--profile: {key} must be a list of strings")
+    return profile
+
+
+async def _examine(profile: dict[str, Any], only: Sequence[str], *, at: Path | None) -> Report:
+    wanted = [*only] or profile.get("only", [])
+    names = {check.requirement.scenario for check in chosen(wanted)}
+    authority = Authority()
+    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+        certificate = Path(directory) / "authority.pem"
+        certificate.write_text(authority.pem)
+        sender: Sender
+        if "command" in profile:
+            sender = CommandSender(profile["command"], authority=certificate, cwd=at)
+        else:
+            sender = OurSender(authority=certificate)
+        with _progress(len(names)) as on_played:
+            async with sender:
+                return await examine(sender, authority, only=wanted, on_played=on_played)
+
+
+class _progress:  # noqa: N801 - a context manager that reads as a sentence
+    """A bar on stderr, on a terminal; calls count what is done."""
+
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("examining", total=total)
+
+    def __enter__(self) -> Callable[[object], None]:
+        self._progress.start()
+        return lambda _done: self._progress.advance(self._task)
+
+    def __exit__(self, *_error: object) -> None:
+        self._progress.stop()
+
+
+def _write(report: Report, *, json: Path | None, junit: Path | None, html: Path | None) -> None:
+    forms = ((json, reporting.to_json), (junit, reporting.to_junit), (html, reporting.to_html))
+    for path, form in forms:
+        if path is not None:
+            try:
+                path.write_text(form(report))
+            except OSError as exc:
+                warn(f"the report could not be written ({exc.strerror})")
+                raise typer.Exit(2) from exc

@@ -1,0 +1,108 @@
+"""Senders under examination, and how they are driven: ours, and any other that speaks a small protocol.
+
+The protocol for others: a command that reads one JSON object a line from stdin and answers with one a line on stdout,
+in any order. `{"id": 1, "call": "subscribe", "url": …}` is answered by `{"id": 1, "result": …}`, or by
+`{"id": 1, "refused": "why"}` where the sender does not take what was asked. docs/conformance.md has all calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+#: what a sender may be able to do; a scenario that needs what it lacks is skipped
+ABILITIES = {
+    "subscribe": "make standing subscriptions",
+    "callback": "send one answer to a URL that comes with a task",
+    "schedule": "take a retry schedule in fractions of a second",
+    "timeout": "take a deadline for each subscription",
+    "state": "tell whether a subscription is active",
+    "enable": "enable a disabled subscription",
+    "rotate": "rotate a secret with an overlap",
+    "retarget": "take another URL for a subscription",
+    "handshake": "ask an endpoint for its consent (CloudEvents)",
+    "strict": "run as in production, where loopback and private addresses are refused",
+    "authority": "trust a certificate authority of the kit's",
+    "scheme:websub": "sign by WebSub",
+    "scheme:github": "sign as GitHub does",
+    "scheme:standard": "sign by Standard Webhooks",
+    "scheme:standard-ed25519": "sign by Standard Webhooks, asymmetrically",
+    "scheme:timestamped": "sign the body, with the time in a header",
+    "scheme:servicestack": "sign as ServiceStack.Webhooks does",
+    "scheme:rfc9421": "sign by RFC 9421 with a shared secret",
+    "scheme:rfc9421-ed25519": "sign by RFC 9421 with a key pair",
+}
+
+
+class Refused(Exception):
+    """The sender does not take what it was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """A subscription as a scenario wants it."""
+
+    url: str = field(repr=False)
+    #: the one event type that it wants
+    event: str
+    secret: str = field(repr=False)
+    schemes: tuple[str, ...] = ()
+    #: seconds between tries
+    schedule: Sequence[float] = ()
+    #: seconds for one request
+    timeout: float = 5.0
+    #: the endpoint has to give its consent first
+    handshake: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subscribed:
+    """A subscription as the sender made it."""
+
+    id: str
+    #: `whpk_…`, where there is a key pair
+    public_key: str | None = None
+
+
+class Sender(Protocol):
+    """One sender. An async context manager: it runs within."""
+
+    #: what it is, for the report: "webhook-dispatcher 0.1.0"
+    name: str
+    abilities: frozenset[str]
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def subscribe(self, wish: Wish) -> Subscribed:
+        """Make a subscription. Raises Refused."""
+        ...
+
+    async def publish(self, event: str, payload: bytes) -> None:
+        """Publish an event with these bytes as its payload. Raises Refused."""
+        ...
+
+    async def call_back(self, url: str, payload: bytes, *, secret: str) -> None:
+        """Send one answer to a URL, signed with this secret. Raises Refused."""
+        ...
+
+    async def is_active(self, subscription_id: str) -> bool:
+        """Whether a subscription is sent to."""
+        ...
+
+    async def enable(self, subscription_id: str) -> None:
+        """Enable a subscription. Raises Refused."""
+        ...
+
+    async def rotate(self, subscription_id: str, secret: str, *, overlap: float) -> None:
+        """Sign with another secret; the old one is good for `overlap` seconds more."""
+        ...
+
+    async def refuses(self, url: str) -> bool:
+        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
+        ...

@@ -1,0 +1,113 @@
+"""The kit is examined itself: it has to find each fault of a bad sender, and none where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.checks import CHECKS
+from dispatcher.conformance.command_sender import CommandSender
+from dispatcher.conformance.examination import examine
+from dispatcher.conformance.results import Level, Outcome, Report
+from tests.conformance.good_senders import GOOD, Good
+from tests.conformance.mutant_senders import MUTANTS, Mutant
+from tests.conformance.nursery import Nursery, nursery
+
+#: mutants that run at once: most of the time they wait
+AT_ONCE = 28
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    """One for all: keys take time."""
+    return Authority()
+
+
+@pytest.fixture(scope="module")
+def senders() -> Iterator[Nursery]:
+    """Where senders come from."""
+    with nursery() as running:
+        yield running
+
+
+@pytest.fixture
+def certificate(authority: Authority, tmp_path: Path) -> Path:
+    """The authority's, for senders that trust it."""
+    path = tmp_path / "authority.pem"
+    path.write_text(authority.pem)
+    return path
+
+
+async def _examined(command: list[str], authority: Authority, certificate: Path, *only: str) -> Report:
+    async with CommandSender(command, authority=certificate) as sender:
+        return await examine(sender, authority, only=only)
+
+
+def _escapes(mutant: Mutant, report: Report) -> list[str]:
+    """What the kit did not find about a mutant, or found for another reason than its fault."""
+    wrong = []
+    for result in report.results:
+        is_caught = result.outcome is Outcome.FAILED and (
+            mutant.says in result.detail if mutant.says else "no request came" not in result.detail
+        )
+        if not is_caught:
+            wrong.append(f"{mutant.name} ({mutant.fault}) at {result.requirement.id}: {result.outcome} {result.detail}")
+    return wrong
+
+
+async def test_every_mutant_is_caught(senders: Nursery, authority: Authority, certificate: Path) -> None:
+    """Each mutant fails each check that is meant for it, for what it does wrong."""
+    at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def escapes(mutant: Mutant) -> list[str]:
+        async with at_once:
+            command = senders.command(f"mutant:{mutant.name}")
+            return _escapes(mutant, await _examined(command, authority, certificate, *mutant.checks))
+
+    ordered = sorted(MUTANTS.values(), key=lambda mutant: mutant.turn)
+    found = await asyncio.gather(*(escapes(mutant) for mutant in ordered))
+    print(f"{found.count([])} of {len(found)} mutants caught")
+    escaped = [text for wrong in found for text in wrong]
+    assert not escaped, "\n".join(escaped)
+
+
+async def test_the_good_are_not_blamed(senders: Nursery, authority: Authority, certificate: Path) -> None:
+    """However a good sender does it: nothing of weight fails."""
+
+    async def blamed(name: str, good: Good) -> list[str]:
+        report = await _examined(senders.command(f"good:{name}"), authority, certificate)
+        failed = {one.requirement.id: one.detail for one in report.failed(Level.MUST, Level.SHOULD)}
+        wrong = [f"{name}: {id_} {failed.get(id_, 'passed')}" for id_ in failed.keys() ^ good.false_alarms]
+        skipped = [one.requirement.id for one in report.results if one.outcome is Outcome.SKIPPED]
+        return [*wrong, f"{name}: skipped {skipped}"] if good.is_complete and skipped else wrong
+
+    found = await asyncio.gather(*(blamed(name, good) for name, good in GOOD.items()))
+    wrong = [text for one in found for text in one]
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_a_sender_is_a_command_like_any_other(authority: Authority, certificate: Path) -> None:
+    """The example runs by itself, as its profile says."""
+    profile = ROOT / "examples" / "other_sender" / "profile.toml"
+    command = tomllib.loads(profile.read_text())["command"]
+    async with CommandSender([sys.executable, *command[1:]], authority=certificate, cwd=profile.parent) as sender:
+        report = await examine(sender, authority, only=["HTTP-0[1-6]", "BODY-02", "ID-01", "SIGN-2[12]"])
+    assert [one.requirement.id for one in report.results if one.outcome is not Outcome.PASSED] == []
+
+
+def test_every_check_has_a_mutant() -> None:
+    """No check is believed that was never seen to fail."""
+    meant = {check for mutant in MUTANTS.values() for check in mutant.checks}
+    assert CHECKS.keys() == meant
+
+
+def test_names_are_known() -> None:
+    """A check that is renamed is missed here, not in the middle of an examination."""
+    assert {check for mutant in MUTANTS.values() for check in mutant.checks} <= CHECKS.keys()
