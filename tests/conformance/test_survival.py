@@ -1,0 +1,83 @@
+"""Every misbehaviour of the kit's, through a real dispatcher: the right outcome is on record, and memory is flat."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dispatcher.conformance.faults import FAULTS, Script
+from dispatcher.conformance.wire import Exchange, WireServer
+from tests.support.server import Server
+
+#: faults that are another one each time
+CHANGING = {"flap", "random"}
+STEADY = sorted(FAULTS.keys() - CHANGING)
+#: settings that a fault needs
+SETTINGS = {"redirect": ";to=http://127.0.0.1:9/"}
+ROUNDS = 3
+#: deliveries to each fault in a round; in all fewer than the failures in a row that open a circuit
+AT_ONCE = 3
+#: bytes by which a process may grow over all rounds but the first: much less than what the faults would have it read
+GROWTH = 24 * 1024 * 1024
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process has."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> None:
+    async def misbehave(exchange: Exchange) -> None:
+        name = exchange.request.path.strip("/")
+        step = Script.parse(name + SETTINGS.get(name, "")).next(exchange.request)
+        assert step is not None
+        await step(exchange)
+
+    # Each at an origin of its own: they are not to share a lane.
+    receivers = {name: WireServer(misbehave) for name in STEADY}
+    await asyncio.gather(*(receiver.start() for receiver in receivers.values()))
+    urls = {name: f"http://127.0.0.1:{receiver.port}/{name}" for name, receiver in receivers.items()}
+    settings = {"send_timeout": "1", "retry_schedule": "[3600]", "log_level": "error"}
+    server = await asyncio.to_thread(Server(tmp_path / "data", settings=settings).start)
+    try:
+        async with server.async_client() as client:
+            outcomes, sizes = await _rounds(client, urls, server)
+    finally:
+        await asyncio.to_thread(server.stop)
+        await asyncio.gather(*(receiver.close() for receiver in receivers.values()))
+    expected = {name: {FAULTS[name].expects} for name in STEADY}
+    print(f"MiB after each round: {[size // 1_048_576 for size in sizes]}")
+    assert outcomes == expected
+    assert sizes[-1] - sizes[0] < GROWTH, [size // 1_048_576 for size in sizes]
+
+
+async def _rounds(
+    client: httpx.AsyncClient, urls: dict[str, str], server: Server
+) -> tuple[dict[str, set[str]], list[int]]:
+    outcomes: dict[str, set[str]] = {name: set() for name in urls}
+    sizes: list[int] = []
+    assert server.process is not None
+    for _ in range(ROUNDS):
+        names = [name for name in urls for _ in range(AT_ONCE)]
+        tasks = [{"payload": 1, "callback_url": urls[name]} for name in names]
+        accepted = (await client.post("/tasks/batch", json={"tasks": tasks})).json()["items"]
+        for name, item in zip(names, accepted, strict=True):
+            outcomes[name].add(await _outcome(client, item["task"]["delivery_id"]))
+        sizes.append(resident(server.process.pid))
+    return outcomes, sizes
+
+
+async def _outcome(client: httpx.AsyncClient, delivery_id: str) -> str:
+    """How its first attempt ended."""
+    async with asyncio.timeout(30):
+        while True:
+            found: dict[str, Any] = (await client.get(f"/deliveries/{delivery_id}")).json()
+            if found["attempts"]:
+                return str(found["attempts"][0]["outcome"])
+            await asyncio.sleep(0.05)
