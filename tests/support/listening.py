@@ -10,10 +10,17 @@ async def close(server: asyncio.Server) -> None:
 
     What Python 3.13's `Server.abort_clients` does, and more: that one knows no connection amid its handshake.
     """
-    server.close()
-    # One just accepted has its transport a round of the loop later; one that was cut is gone a round later.
-    for _ in range(10):
+    loop = asyncio.get_running_loop()
+    # Not yet closed, but deaf: a server that is closed gives no transport to what it has accepted this moment, and
+    # Python 3.11 then loses the socket.
+    for listener in server.sockets:
+        loop.remove_reader(listener.fileno())
+    for _ in range(5):
         await asyncio.sleep(0)
-        for transport in list(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]
+    server.close()
+    # One that was cut is gone a round of the loop later.
+    for _ in range(5):
+        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]
             if transport._server is server:
                 transport.abort()
+        await asyncio.sleep(0)
