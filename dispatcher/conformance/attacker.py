@@ -181,10 +181,6 @@ class Message:
         """Its headers that hold signatures."""
         return tuple(one for one in self.headers if one[0].lower() in SIGNATURE_HEADERS)
 
-    def signed_as(self, other: Message) -> Message:
-        """The same with the signatures of another."""
-        return self.without(*SIGNATURE_HEADERS).having(*other.signatures)
-
     def with_digests(self, change: Callable[[bytes], bytes]) -> Message:
         """The same with each signature's bytes changed, and its form kept."""
         return self._with_signatures(lambda name, text: _written(name, change(_read(name, text))))

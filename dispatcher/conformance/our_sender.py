@@ -202,6 +202,4 @@ def _subscription(wish: Wish) -> bytes:
         wanted["schemes"] = list(wish.schemes)
     if wish.schedule:
         wanted["retry_schedule"] = list(wish.schedule)
-    if wish.handshake:
-        wanted["verification"] = "handshake"
     return json.dumps(wanted).encode()

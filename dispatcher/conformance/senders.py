@@ -21,8 +21,6 @@ ABILITIES = {
     "state": "tell whether a subscription is active",
     "enable": "enable a disabled subscription",
     "rotate": "rotate a secret with an overlap",
-    "retarget": "take another URL for a subscription",
-    "handshake": "ask an endpoint for its consent (CloudEvents)",
     "strict": "run as in production, where loopback and private addresses are refused",
     "authority": "trust a certificate authority of the kit's",
     "scheme:websub": "sign by WebSub",
@@ -53,8 +51,6 @@ class Wish:
     schedule: Sequence[float] = ()
     #: seconds for one request
     timeout: float = 5.0
-    #: the endpoint has to give its consent first
-    handshake: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

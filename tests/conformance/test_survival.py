@@ -43,7 +43,7 @@ async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> Non
     receivers = {name: WireServer(misbehave) for name in STEADY}
     await asyncio.gather(*(receiver.start() for receiver in receivers.values()))
     urls = {name: f"http://127.0.0.1:{receiver.port}/{name}" for name, receiver in receivers.items()}
-    settings = {"send_timeout": "1", "retry_schedule": "[3600]", "log_level": "error"}
+    settings = {"send_timeout": "3", "retry_schedule": "[3600]", "log_level": "error"}
     server = await asyncio.to_thread(Server(tmp_path / "data", settings=settings).start)
     try:
         async with server.async_client() as client:
