@@ -20,14 +20,14 @@ from dispatcher.cli import inputs
 from dispatcher.cli.running import fail, warn
 from dispatcher.conformance import report as reporting
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.checks import CHECKS
-from dispatcher.conformance.command_sender import CommandSender
-from dispatcher.conformance.examination import chosen, examine
-from dispatcher.conformance.our_sender import OurSender
-from dispatcher.conformance.probe import REQUIREMENTS, Target, probe
+from dispatcher.conformance.receiver_examination.probe import REQUIREMENTS, Target, probe
 from dispatcher.conformance.results import Level, Report
-from dispatcher.conformance.schemes import SCHEMES, Key
-from dispatcher.conformance.senders import Sender
+from dispatcher.conformance.sender_examination.checks import CHECKS
+from dispatcher.conformance.sender_examination.command_sender import CommandSender
+from dispatcher.conformance.sender_examination.examination import chosen, examine
+from dispatcher.conformance.sender_examination.our_sender import OurSender
+from dispatcher.conformance.sender_examination.senders import Sender
+from dispatcher.conformance.signatures.schemes import SCHEMES, Key
 from dispatcher.errors import ConfigError
 
 app = typer.Typer(

@@ -17,15 +17,15 @@ import typer
 from dispatcher import logs
 from dispatcher.cli import inputs
 from dispatcher.cli.running import Json, fail
-from dispatcher.conformance.addresses import parse_networks
-from dispatcher.conformance.callbacks import CallbackIssuer
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.control import is_loopback
-from dispatcher.conformance.event_schemas import compile_schemas
 from dispatcher.conformance.faults import Script
-from dispatcher.conformance.policy import Policy
-from dispatcher.conformance.receiver import ANY_PATH, Receiver
-from dispatcher.conformance.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
+from dispatcher.conformance.receiver.addresses import parse_networks
+from dispatcher.conformance.receiver.callbacks import CallbackIssuer
+from dispatcher.conformance.receiver.control import is_loopback
+from dispatcher.conformance.receiver.event_schemas import compile_schemas
+from dispatcher.conformance.receiver.policy import Policy
+from dispatcher.conformance.receiver.receiver import ANY_PATH, Receiver
+from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
 from dispatcher.errors import ConfigError, DispatcherError
 
 T = TypeVar("T")

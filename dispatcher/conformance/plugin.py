@@ -30,9 +30,9 @@ import pytest
 if TYPE_CHECKING:
     import httpx
 
-    from dispatcher.conformance.defences import Policy
-    from dispatcher.conformance.inbox import Entry
-    from dispatcher.conformance.receiver import Receiver
+    from dispatcher.conformance.receiver.defences import Policy
+    from dispatcher.conformance.receiver.inbox import Entry
+    from dispatcher.conformance.receiver.receiver import Receiver
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ class WebhookReceiver:
             self._ready.set()
 
     async def _run(self) -> None:
-        from dispatcher.conformance.receiver import Receiver  # noqa: PLC0415 - see above
+        from dispatcher.conformance.receiver.receiver import Receiver  # noqa: PLC0415 - see above
 
         async with Receiver(self._policy) as self._receiver:
             self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
@@ -266,7 +266,7 @@ class WebhookSender:
         body: bytes,
         moment: int,
     ) -> list[tuple[str, str]]:
-        from dispatcher.conformance.schemes import Key, sign  # noqa: PLC0415 - see above
+        from dispatcher.conformance.signatures.schemes import Key, sign  # noqa: PLC0415 - see above
 
         return sign(
             scheme,
@@ -299,8 +299,8 @@ def webhook_secret() -> str:
 @pytest.fixture
 def webhook_policy(webhook_secret: str) -> Policy:
     """The defences of `webhook_receiver`: a signature by any scheme with a shared secret. Override it for others."""
-    from dispatcher.conformance.policy import Policy  # noqa: PLC0415 - see above
-    from dispatcher.conformance.schemes import Key  # noqa: PLC0415 - see above
+    from dispatcher.conformance.receiver.policy import Policy  # noqa: PLC0415 - see above
+    from dispatcher.conformance.signatures.schemes import Key  # noqa: PLC0415 - see above
 
     return Policy(signature_schemes=_SCHEMES, keys=(Key(secret=webhook_secret),))
 

@@ -14,10 +14,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from dispatcher.conformance.asgi import MAX_BODY, Protected, protected
-from dispatcher.conformance.defences import DEFENCES, Judgement, Policy
-from dispatcher.conformance.requests import Received
-from dispatcher.conformance.schemes import Key, sign
+from dispatcher.conformance.receiver.asgi import MAX_BODY, Protected, protected
+from dispatcher.conformance.receiver.defences import DEFENCES, Judgement, Policy
+from dispatcher.conformance.signatures.schemes import Key, sign
+from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
 
 NOW = 1_700_000_000

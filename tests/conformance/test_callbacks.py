@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 import pytest
 
-from dispatcher.conformance.callbacks import CallbackIssuer, CallbackRefused, Claims
+from dispatcher.conformance.receiver.callbacks import CallbackIssuer, CallbackRefused, Claims
 from dispatcher.errors import ConfigError
 
 NOW = 1_700_000_000

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatcher.conformance.addresses import client_address, parse_networks
-from dispatcher.conformance.callbacks import CallbackIssuer
-from dispatcher.conformance.defences import DEFENCES, Defences, Judgement, Policy
-from dispatcher.conformance.memory import Memory
-from dispatcher.conformance.requests import Headers, Received, Reply
-from dispatcher.conformance.schemes import Key, sign
+from dispatcher.conformance.receiver.addresses import client_address, parse_networks
+from dispatcher.conformance.receiver.callbacks import CallbackIssuer
+from dispatcher.conformance.receiver.defences import DEFENCES, Defences, Judgement, Policy
+from dispatcher.conformance.receiver.memory import Memory
+from dispatcher.conformance.signatures.schemes import Key, sign
+from dispatcher.conformance.wire.requests import Headers, Received, Reply
 from dispatcher.errors import ConfigError
 
 NOW = 1_700_000_000

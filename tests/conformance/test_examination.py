@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.checks import CHECKS
-from dispatcher.conformance.examination import chosen, examine
-from dispatcher.conformance.our_sender import OurSender
 from dispatcher.conformance.results import Level, Outcome, Report
-from dispatcher.conformance.scenarios import SCENARIOS
+from dispatcher.conformance.sender_examination.checks import CHECKS
+from dispatcher.conformance.sender_examination.examination import chosen, examine
+from dispatcher.conformance.sender_examination.our_sender import OurSender
+from dispatcher.conformance.sender_examination.scenarios import SCENARIOS
 from dispatcher.errors import ConfigError
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from dispatcher.conformance import faults
 from dispatcher.conformance.faults import FAULTS, Script
-from dispatcher.conformance.requests import Received, Reply
-from dispatcher.conformance.wire import Exchange, WireServer
+from dispatcher.conformance.faults import script as scripts
+from dispatcher.conformance.wire.exchange import Exchange
+from dispatcher.conformance.wire.requests import Received, Reply
+from dispatcher.conformance.wire.server import WireServer
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.transport import MAX_BODY_BYTES, HttpxTransport, Request, Response, Timing
 from dispatcher.egress import EgressPolicy, parse
@@ -320,7 +321,7 @@ def test_a_script_counted_by_path() -> None:
 
 
 def test_deliveries_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_MAX_COUNTED", 2)
+    monkeypatch.setattr(scripts, "_MAX_COUNTED", 2)
     script = Script.parse("500,ok")
     for delivery in ("one", "two", "one", "three" * 10_000):
         names(script, 1, received(delivery))

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from dispatcher.conformance.defences import Judgement, refuse
-from dispatcher.conformance.inbox import CLEARED, Criteria, Inbox, delivery_of, event_of, name_shown
-from dispatcher.conformance.masking import mask_headers, mask_text
-from dispatcher.conformance.requests import Headers, Received
+from dispatcher.conformance.receiver.defences import Judgement, refuse
+from dispatcher.conformance.receiver.inbox import CLEARED, Criteria, Inbox, delivery_of, event_of, name_shown
+from dispatcher.conformance.receiver.masking import mask_headers, mask_text
+from dispatcher.conformance.wire.requests import Headers, Received
 from dispatcher.errors import ConfigError
 
 SECRET_PATH = "/hooks/eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl"

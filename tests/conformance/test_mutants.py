@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.checks import CHECKS
-from dispatcher.conformance.command_sender import CommandSender
-from dispatcher.conformance.examination import examine
 from dispatcher.conformance.results import Level, Outcome, Report
+from dispatcher.conformance.sender_examination.checks import CHECKS
+from dispatcher.conformance.sender_examination.command_sender import CommandSender
+from dispatcher.conformance.sender_examination.examination import examine
 from tests.conformance.good_senders import GOOD, Good
 from tests.conformance.mutant_senders import MUTANTS, Mutant
 from tests.conformance.nursery import Nursery, nursery

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from dispatcher.conformance.plugin import WebhookReceiver, WebhookSender
-from dispatcher.conformance.policy import Policy
-from dispatcher.conformance.schemes import SCHEMES, Key, parse_public_key
+from dispatcher.conformance.receiver.policy import Policy
+from dispatcher.conformance.signatures.schemes import SCHEMES, Key, parse_public_key
 from dispatcher.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,12 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatcher.conformance import schemes
-from dispatcher.conformance.caller import MalformedAnswer, parse
-from dispatcher.conformance.probe import REQUIREMENTS, Target, probe
-from dispatcher.conformance.requests import Received
+from dispatcher.conformance.receiver_examination.caller import MalformedAnswer, parse
+from dispatcher.conformance.receiver_examination.probe import REQUIREMENTS, Target, probe
 from dispatcher.conformance.results import Level, Outcome, Report, Result
-from dispatcher.conformance.schemes import Key
+from dispatcher.conformance.signatures import schemes
+from dispatcher.conformance.signatures.schemes import Key
+from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
 from tests.conformance.broken_receivers import (
     BROKEN,

@@ -26,16 +26,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
 from dispatcher.cli import app
-from dispatcher.conformance import receiver as module
-from dispatcher.conformance.callbacks import CallbackIssuer
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.control import Control, detail, page
 from dispatcher.conformance.faults import FAULTS
-from dispatcher.conformance.inbox import Inbox
-from dispatcher.conformance.policy import DEFENCES, Policy
-from dispatcher.conformance.receiver import Receiver
-from dispatcher.conformance.requests import Received
-from dispatcher.conformance.schemes import SCHEMES, Key, sign
+from dispatcher.conformance.receiver import receiver as module
+from dispatcher.conformance.receiver.callbacks import CallbackIssuer
+from dispatcher.conformance.receiver.control import Control, detail, page
+from dispatcher.conformance.receiver.inbox import Inbox
+from dispatcher.conformance.receiver.policy import DEFENCES, Policy
+from dispatcher.conformance.receiver.receiver import Receiver
+from dispatcher.conformance.signatures.schemes import SCHEMES, Key, sign
+from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.conformance.requests import Received
+from dispatcher.conformance.wire.requests import Received
 
 
 def received(target: str, *headers: tuple[str, str]) -> Received:

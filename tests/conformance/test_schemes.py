@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.conformance import http_signatures
-from dispatcher.conformance.http_signatures import Member, Message, Mismatch, Token
-from dispatcher.conformance.requests import Headers, Received
-from dispatcher.conformance.schemes import (
+from dispatcher.conformance.signatures import http_signatures
+from dispatcher.conformance.signatures.http_signatures import Member, Message, Mismatch, Token
+from dispatcher.conformance.signatures.schemes import (
     COVERED,
     HUB_METHODS,
     MAX_SIGNATURES,
@@ -34,6 +33,7 @@ from dispatcher.conformance.schemes import (
     sign,
     verify,
 )
+from dispatcher.conformance.wire.requests import Headers, Received
 from dispatcher.errors import ConfigError
 from subscriptions import signatures as ours
 from subscriptions import verification as our_verification

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from dispatcher.conformance.faults import FAULTS, Script
-from dispatcher.conformance.wire import Exchange, WireServer
+from dispatcher.conformance.wire.exchange import Exchange
+from dispatcher.conformance.wire.server import WireServer
 from tests.support.server import Server
 
 #: faults that are another one each time

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.requests import Received, Reply
-from dispatcher.conformance.wire import Behaviour, Counter, Exchange, WireServer
+from dispatcher.conformance.wire.exchange import Behaviour, Exchange
+from dispatcher.conformance.wire.requests import Received, Reply
+from dispatcher.conformance.wire.server import Counter, WireServer
 from dispatcher.errors import ConfigError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n"

@@ -1,0 +1,1 @@
+"""A receiver under examination: what it is sent, and what it should have refused."""

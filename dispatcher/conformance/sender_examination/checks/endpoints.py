@@ -1,0 +1,152 @@
+"""What an endpoint can do to a sender, what that does to the subscription, and whom a sender does not send to."""
+
+from __future__ import annotations
+
+from dispatcher.conformance.results import Source
+from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, check, first, tries
+from dispatcher.conformance.sender_examination.scenarios import DEADLINE, Observed
+from dispatcher.conformance.sender_examination.stage import Subject
+from dispatcher.conformance.sources import CONTRACT, HTTP11, OWASP_SSRF, STANDARD, TLS
+
+#: seconds that a sender may need to notice that its time is up
+_GRACE = 1.5
+#: bytes of an answer that may be taken, those included that wait in the buffers of both systems
+_MOST_TAKEN = 24 * 1_048_576
+
+
+def _ended(subject: Subject) -> str | None:
+    if not subject.seen:
+        return "no request came"
+    lasted = subject.seen[0].lasted
+    if lasted is None:
+        return "the exchange was not over after ten seconds"
+    if lasted > DEADLINE + _GRACE:
+        return f"it lasted {lasted:.1f} s, with a deadline of {DEADLINE:g} s"
+    taken = subject.seen[0].taken
+    return f"{taken / 1_048_576:.0f} MiB of the answer were taken" if taken > _MOST_TAKEN else None
+
+
+def _of_endless(number: int, fault: str, title: str, source: Source = CONTRACT) -> None:
+    @check(f"LIMIT-{number:02}", MUST, "endless", source, title)
+    def _(seen: Observed) -> str | None:
+        return _ended(seen[fault])
+
+
+for _number, (_fault, _title) in enumerate(
+    (
+        ("hang", "The deadline holds against an endpoint that never answers."),
+        ("slow-headers", "The deadline holds against headers that come byte by byte."),
+        ("drip", "The deadline holds against a body that drips."),
+        ("endless-headers", "Headers without end are cut."),
+        ("interim-flood", "A flood of interim answers (1xx) is cut."),
+        ("huge", "Of a huge body only a part is read."),
+    ),
+    1,
+):
+    _of_endless(_number, _fault, _title)
+
+
+@check("LIMIT-08", MUST, "endless", STANDARD, "An attempt that ran into its deadline is tried again.")
+def _(seen: Observed) -> str | None:
+    return first(f"{name}: {text}" for name in ("hang", "slow-headers") if (text := tries(seen[name], 2)))
+
+
+@check("LIMIT-09", SHOULD, "neighbours", STANDARD, "An endpoint that hangs does not hold up another.")
+def _(seen: Observed) -> str | None:
+    delays = seen.facts["delays"]
+    assert isinstance(delays, list)
+    if len(seen["healthy"].seen) < len(seen["healthy"].published):
+        return "not every message came"
+    return None if max(delays) < 5.0 else f"a message of the other took {max(delays):.1f} s"
+
+
+@check(
+    "LIMIT-10",
+    MUST,
+    "second-answer",
+    HTTP11,
+    "An answer that nobody asked for is not taken for that of the next request.",
+)
+def _(seen: Observed) -> str | None:
+    # Who takes it for that counts the next message as answered, and does not send it.
+    missing = len(seen["second-answer"].published) - len(seen["second-answer"].messages)
+    return f"{missing} messages did not come" if missing else tries(seen["second-answer"], 1)
+
+
+@check("HEALTH-01", SHOULD, "gone", STANDARD, "After 410 the subscription is disabled.")
+def _(seen: Observed) -> str | None:
+    return _disabled(seen)
+
+
+def _disabled(seen: Observed) -> str | None:
+    if not seen.facts["was_active"]:
+        return "it was not active before"
+    return "it is active" if seen.facts["active"] else None
+
+
+@check("HEALTH-02", SHOULD, "gone", STANDARD, "After 410 nothing more is sent.")
+def _(seen: Observed) -> str | None:
+    later = len(seen["subject"].seen) - int(str(seen.facts["before"]))
+    return f"{later} requests came" if later else None
+
+
+@check("HEALTH-03", SHOULD, "unauthorized", CONTRACT, "An endpoint that refuses is disabled.")
+def _(seen: Observed) -> str | None:
+    return _disabled(seen)
+
+
+@check("HEALTH-04", SHOULD, "unauthorized", CONTRACT, "To a disabled endpoint nothing is sent.")
+def _(seen: Observed) -> str | None:
+    later = len(seen["subject"].seen) - int(str(seen.facts["before"]))
+    return f"{later} requests came" if later else None
+
+
+@check("HEALTH-05", SHOULD, "enabling", CONTRACT, "What was published while it was disabled comes after it is enabled.")
+def _(seen: Observed) -> str | None:
+    subject = seen["subject"]
+    bodies = [one.request.body for one in subject.seen[int(str(seen.facts["before"])) :]]
+    missing = [payload for payload in subject.published if not any(payload in body for body in bodies)]
+    return f"{len(missing)} of {len(subject.published)} payloads did not come" if missing else None
+
+
+@check("HEALTH-06", SHOULD, "enabling", CONTRACT, "Once enabled it is active.")
+def _(seen: Observed) -> str | None:
+    return None if seen.facts["active"] else "it is not"
+
+
+@check("TLS-01", MUST, "tls", TLS, "An expired certificate is refused.")
+def _(seen: Observed) -> str | None:
+    return "a request came" if seen["expired"].seen else None
+
+
+@check("TLS-02", MUST, "tls", TLS, "A certificate for another host is refused.")
+def _(seen: Observed) -> str | None:
+    return "a request came" if seen["other-host"].seen else None
+
+
+@check("TLS-03", MUST, "tls", TLS, "A certificate that nobody vouches for is refused.")
+def _(seen: Observed) -> str | None:
+    return "a request came" if seen["self-signed"].seen else None
+
+
+@check("TLS-04", MUST, "tls", TLS, "A certificate that is in order is accepted.")
+def _(seen: Observed) -> str | None:
+    return None if seen["good"].seen else "no request came"
+
+
+@check("EGRESS-01", MUST, "own-machine", OWASP_SSRF, "As in production, nothing is sent to the sender's own machine.")
+def _(seen: Observed) -> str | None:
+    return f"{seen.facts['arrived']} requests came" if seen.facts["arrived"] else None
+
+
+@check(
+    "EGRESS-02",
+    SHOULD,
+    "own-machine",
+    OWASP_SSRF,
+    "A URL that names a loopback address, however it is spelt, is refused when it is given.",
+)
+def _(seen: Observed) -> str | None:
+    taken = seen.facts["taken"]
+    assert isinstance(taken, list)
+    return f"taken: {', '.join(sorted(set(taken)))}" if taken else None

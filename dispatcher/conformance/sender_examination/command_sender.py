@@ -1,0 +1,161 @@
+"""Any other sender under examination: a command that stands between it and us, and speaks JSON lines.
+
+docs/conformance.md describes the calls, and examples/other_sender is a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.errors import ConfigError
+
+#: seconds within which each call is answered, and within which the command ends when stdin does
+ANSWER_WITHIN = 30.0
+END_WITHIN = 10.0
+#: bytes of one answer
+MAX_LINE_BYTES = 1 << 20
+
+
+class CommandSender:
+    """A sender behind a command. An async context manager: the command runs within."""
+
+    def __init__(self, command: Sequence[str], *, authority: Path | None = None, cwd: Path | None = None) -> None:
+        """`authority`: a certificate in PEM that the sender may trust, if it can."""
+        self._command = tuple(command)
+        self._authority = authority
+        self._cwd = cwd
+        self.name = self._command[0] if self._command else ""
+        self.abilities: frozenset[str] = frozenset()
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._process: asyncio.subprocess.Process
+        self._reading: asyncio.Task[None]
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                cwd=self._cwd,
+                limit=MAX_LINE_BYTES,
+            )
+        except OSError as exc:
+            raise ConfigError(f"the command of the sender cannot be run: {exc.strerror}") from exc
+        self._reading = asyncio.create_task(self._read())
+        try:
+            about = await self._call("hello", authority=str(self._authority) if self._authority else None)
+            self.name = str(about.get("name", self.name))
+            self.abilities = frozenset(about.get("abilities", ()))
+            unknown = sorted(self.abilities - ABILITIES.keys())
+            if unknown:
+                raise ConfigError(f"the sender says that it can {unknown[0]!r}, which is no ability")
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def subscribe(self, wish: Wish) -> Subscribed:
+        """Make a subscription. Raises Refused."""
+        made = await self._call(
+            "subscribe",
+            url=wish.url,
+            event=wish.event,
+            secret=wish.secret,
+            schemes=list(wish.schemes),
+            schedule=list(wish.schedule),
+            timeout=wish.timeout,
+        )
+        return Subscribed(id=str(made.get("id", "")), public_key=made.get("public_key"))
+
+    async def publish(self, event: str, payload: bytes) -> None:
+        """Publish an event with these bytes as its payload. Raises Refused."""
+        await self._call("publish", event=event, payload=base64.b64encode(payload).decode())
+
+    async def call_back(self, url: str, payload: bytes, *, secret: str) -> None:
+        """Send one answer to a URL. Raises Refused."""
+        await self._call("call_back", url=url, payload=base64.b64encode(payload).decode(), secret=secret)
+
+    async def is_active(self, subscription_id: str) -> bool:
+        """Whether a subscription is sent to."""
+        return bool((await self._call("is_active", subscription=subscription_id)).get("active"))
+
+    async def enable(self, subscription_id: str) -> None:
+        """Enable a subscription. Raises Refused."""
+        await self._call("enable", subscription=subscription_id)
+
+    async def rotate(self, subscription_id: str, secret: str, *, overlap: float) -> None:
+        """Sign with another secret; the old one is good for `overlap` seconds more."""
+        await self._call("rotate", subscription=subscription_id, secret=secret, overlap=overlap)
+
+    async def refuses(self, url: str) -> bool:
+        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
+        return bool((await self._call("refuses", url=url)).get("refuses"))
+
+    async def _call(self, name: str, **arguments: object) -> dict[str, Any]:
+        id_ = next(self._ids)
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[id_] = answer
+        line = msgspec.json.encode({"id": id_, "call": name} | arguments) + b"\n"
+        try:
+            if self._reading.done():
+                raise ConnectionError
+            assert self._process.stdin is not None
+            self._process.stdin.write(line)
+            await self._process.stdin.drain()
+            async with asyncio.timeout(ANSWER_WITHIN):
+                found = await answer
+        except TimeoutError:
+            raise ConfigError(f"the sender did not answer `{name}` within {ANSWER_WITHIN:g} s") from None
+        except ConnectionError:
+            raise ConfigError(f"the command of the sender ended before it answered `{name}`") from None
+        finally:
+            self._waiting.pop(id_, None)
+        if "refused" in found:
+            raise Refused(str(found["refused"])[:200])
+        if "result" not in found:
+            raise ConfigError(f"the sender failed at `{name}`: {str(found.get('error', 'no result'))[:200]}")
+        result = found["result"]
+        return result if isinstance(result, dict) else {}
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            async for line in self._process.stdout:
+                with contextlib.suppress(msgspec.DecodeError, AttributeError):
+                    found = msgspec.json.decode(line)
+                    answer = self._waiting.get(found.get("id"))
+                    if answer is not None and not answer.done():
+                        answer.set_result(found)
+        except ValueError:
+            # A line longer than the limit: nothing that follows can be trusted.
+            self._process.kill()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(ConnectionError())
+
+    async def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(END_WITHIN):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        await self._reading

@@ -1,0 +1,241 @@
+"""Where a sender is watched: paths of a receiver of the kit's, what each answers, and what came there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import secrets
+import ssl
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from dispatcher.conformance.faults import Script
+from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
+from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
+from dispatcher.conformance.wire.exchange import Exchange
+from dispatcher.conformance.wire.requests import Received, Reply
+from dispatcher.conformance.wire.server import WireServer
+
+#: where a message's id may stand, the first that is there counts
+ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
+#: where the time of an attempt may stand
+TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
+#: what a subject gets that a scenario says nothing else about
+PAYLOAD = b'{"n": 1}'
+
+
+@dataclass(kw_only=True, slots=True)
+class Seen:
+    """One request to a subject, and what became of it."""
+
+    request: Received
+    #: what it was answered, as the script says it
+    answer: str
+    #: seconds until the exchange was over; None while it is not
+    lasted: float | None = None
+    #: bytes of an unusual answer that were taken
+    taken: int = 0
+
+    @property
+    def id(self) -> str | None:
+        """The id of its message."""
+        return next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+
+    @property
+    def timestamp(self) -> str | None:
+        """The time that it claims to be of, as it stands there."""
+        return next((value for name in TIME_HEADERS if (value := self.request.header(name))), None)
+
+
+@dataclass(kw_only=True, slots=True)
+class Subject:
+    """An endpoint in a scenario, and all that came there."""
+
+    name: str
+    url: str = field(repr=False)
+    path: str = field(repr=False)
+    event: str
+    secret: str = field(repr=False)
+    #: what the requests of a message are answered, one after the other; the last for ever
+    script: tuple[str, ...]
+    schemes: tuple[str, ...] = ()
+    subscribed: Subscribed | None = None
+    #: why the sender did not take the subscription
+    refused: str | None = None
+    seen: list[Seen] = field(default_factory=list)
+    published: list[bytes] = field(default_factory=list, repr=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    _counts: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def messages(self) -> dict[str, list[Seen]]:
+        """The requests of each message, in the order in which the messages first came."""
+        found: dict[str, list[Seen]] = {}
+        for one in self.seen:
+            found.setdefault(one.id or f"request {one.request.number}", []).append(one)
+        return found
+
+    @property
+    def gaps(self) -> list[list[float]]:
+        """Of each message the seconds between one request and the next."""
+        return [
+            [after.request.clock - before.request.clock for before, after in itertools.pairwise(seen)]
+            for seen in self.messages.values()
+        ]
+
+    def verify(self, scheme: str, request: Received, *, secret: str | None = None) -> Verdict:
+        """Whether a request is signed by this scheme with the subject's secret, or with another."""
+        public = None
+        if secret is None and self.subscribed is not None and self.subscribed.public_key:
+            public = parse_public_key(self.subscribed.public_key)
+        key = Key(secret=secret or self.secret, public_key=public)
+        # WebSub leaves the hash to the sender, but SHA-1 is no good any more.
+        label = (request.header("X-Hub-Signature") or "").partition("=")[0]
+        method = label if label in {"sha384", "sha512"} else "sha256"
+        return verify(scheme, [key], request, now=request.at, tolerance=60.0, hub_method=method)
+
+    async def wait(self, count: int, *, within: float) -> bool:
+        """Wait until so many requests have come; whether they have."""
+        deadline = time.monotonic() + within
+        while len(self.seen) < count:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._changed.wait()
+            except TimeoutError:
+                return False
+        return True
+
+    async def rest(self, seconds: float, *, most: float = 20.0) -> None:
+        """Wait until nothing has come for so long, or until the end of patience with what does not end."""
+        end = time.monotonic() + most
+        while time.monotonic() < end:
+            count = len(self.seen)
+            if not await self.wait(count + 1, within=seconds):
+                return
+
+    async def over(self, *, within: float) -> bool:
+        """Wait until every exchange is over; whether it is."""
+        deadline = time.monotonic() + within
+        while any(one.lasted is None for one in self.seen):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def begin(self, request: Received) -> Seen:
+        """Note a request, and what it is to be answered."""
+        seen = Seen(request=request, answer="")
+        key = seen.id or ""
+        at = self._counts.get(key, 0)
+        self._counts[key] = at + 1
+        seen.answer = self.script[min(at, len(self.script) - 1)]
+        self.seen.append(seen)
+        self._changed.set()
+        return seen
+
+
+class Stage:
+    """The receiver that a scenario plays at. An async context manager."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.sender = sender
+        #: requests to paths that nobody was told of
+        self.strays: list[Received] = []
+        #: why requests were refused that are no HTTP, or not whole
+        self.refusals: list[str] = []
+        self._server = self._listener()
+        self._servers = [self._server]
+        self._subjects: dict[str, Subject] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._server.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for server in self._servers:
+            await server.close()
+
+    async def listen(self, tls: ssl.SSLContext) -> str:
+        """Listen with TLS, too; the origin."""
+        server = self._listener(tls)
+        await server.start()
+        self._servers.append(server)
+        return f"https://localhost:{server.port}"
+
+    def _listener(self, tls: ssl.SSLContext | None = None) -> WireServer:
+        return WireServer(self._handle, tls=tls, on_refused=lambda _reply, reason: self.refusals.append(reason))
+
+    @property
+    def origin(self) -> str:
+        """Where the stage listens in plain HTTP."""
+        return f"http://127.0.0.1:{self._server.port}"
+
+    def place(
+        self,
+        name: str,
+        script: str = "200",
+        *,
+        origin: str | None = None,
+        rest: str = "",
+        secret: str | None = None,
+        schemes: Sequence[str] = (),
+    ) -> Subject:
+        """An endpoint that nobody is subscribed to yet. `rest` is put behind its path as it is."""
+        nonce = secrets.token_hex(8)
+        path = f"/{name}/{nonce}"
+        subject = Subject(
+            name=name,
+            url=f"{origin or self.origin}{path}{rest}",
+            path=path,
+            event=f"{name.replace('-', '_')}.t{nonce}",
+            secret=secret or "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode(),
+            script=tuple(script.split(",")),
+            schemes=tuple(schemes),
+        )
+        self._subjects[path] = subject
+        return subject
+
+    async def subscribe(self, subject: Subject, *, schedule: Sequence[float] = (), deadline: float = 5.0) -> Subject:
+        """Subscribe a subject. Raises Refused."""
+        subject.subscribed = await self.sender.subscribe(
+            Wish(
+                url=subject.url,
+                event=subject.event,
+                secret=subject.secret,
+                schemes=subject.schemes,
+                schedule=tuple(schedule),
+                timeout=deadline,
+            )
+        )
+        return subject
+
+    async def publish(self, subject: Subject, payload: bytes = PAYLOAD, *, times: int = 1) -> None:
+        """Publish what the subject is subscribed to."""
+        for _ in range(times):
+            subject.published.append(payload)
+            await self.sender.publish(subject.event, payload)
+
+    async def _handle(self, exchange: Exchange) -> None:
+        request = exchange.request
+        found = [one for path, one in self._subjects.items() if request.target.startswith(path)]
+        if not found:
+            self.strays.append(request)
+            await exchange.reply(Reply(status=404))
+            return
+        seen = found[0].begin(request)
+        behaviour = Script.parse(seen.answer).next(request)
+        try:
+            if behaviour is None:
+                await exchange.reply(Reply())
+            else:
+                await behaviour(exchange)
+        finally:
+            seen.lasted = time.monotonic() - request.clock
+            seen.taken = exchange.sent

@@ -1,0 +1,1 @@
+"""Verifying and making signatures, written for the kit alone."""
