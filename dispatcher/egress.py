@@ -16,13 +16,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Self
 
 import idna
 
+from dispatcher.config import Settings
 from dispatcher.errors import ConfigError, EgressRefused
 
 Address = IPv4Address | IPv6Address
@@ -188,6 +189,18 @@ class EgressPolicy:
     def dev(cls) -> Self:
         """What `--dev` admits: plain http, loopback and any port. Private networks stay refused."""
         return cls(ports=None, allow_http=True, allow_loopback=True)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Where these settings let deliveries go. Raises ConfigError."""
+        base = cls.dev() if settings.dev else cls(ports=frozenset(settings.allow_ports))
+        return replace(
+            base,
+            allow_networks=settings.allow_networks,
+            allow_hosts=frozenset(settings.allow_hosts),
+            deny_networks=settings.deny_networks,
+            deny_hosts=frozenset(settings.deny_hosts),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dispatcher.cli import inputs
-from dispatcher.cli.running import fail, warn
+from dispatcher.cli.speaking import fail, warn
 from dispatcher.conformance import report as reporting
 from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.receiver_examination.probe import REQUIREMENTS, Target, probe

@@ -16,7 +16,7 @@ import typer
 
 from dispatcher import logs
 from dispatcher.cli import inputs
-from dispatcher.cli.running import Json, fail
+from dispatcher.cli.speaking import Json, fail
 from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.faults import Script
 from dispatcher.conformance.receiver.addresses import parse_networks
@@ -27,6 +27,8 @@ from dispatcher.conformance.receiver.policy import Policy
 from dispatcher.conformance.receiver.receiver import ANY_PATH, Receiver
 from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
 from dispatcher.errors import ConfigError, DispatcherError
+
+app = typer.Typer(pretty_exceptions_enable=False)
 
 T = TypeVar("T")
 
@@ -39,6 +41,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _IN_SIGHT = "Others on this machine can see what stands on a command line; better"
 
 
+@app.command()
 def receiver(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
