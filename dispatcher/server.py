@@ -23,9 +23,9 @@ from dispatcher.chores import Chores
 from dispatcher.config import Settings
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.handshake import Handshakes
+from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
-from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.installation import Installation, open_installation, sole_server

@@ -15,41 +15,21 @@ import select
 import ssl
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any
 
 import httpcore
 
+from dispatcher.delivery.dialing import addresses_of, dial, elapsed_ms, explain_tls, vetted
 from dispatcher.delivery.resolver import Resolver
-from dispatcher.egress import Address, EgressPolicy, Target, vet
-from dispatcher.errors import EgressRefused, SendError
+from dispatcher.delivery.transport import MAX_ANSWER_BYTES, Timing
+from dispatcher.egress import EgressPolicy, Target
+from dispatcher.errors import SendError
 from dispatcher.models import Outcome
 
 #: reading pauses above this many buffered bytes
 _BUFFER_BYTES = 64 * 1024
-#: an address that is not the last one gets no longer than this to answer
-_SPLIT_S = 3.0
-#: addresses tried for one connection
-_MAX_DIALS = 8
 
 
-@dataclass(slots=True)
-class Timing:
-    """How long the stages of an attempt took, in ms; None where a stage was not reached or not needed.
-
-    The caller passes it in, so that it keeps what happened when the attempt fails.
-    """
-
-    dns: float | None = None
-    connect: float | None = None
-    tls: float | None = None
-    #: from the first byte sent to the end of the answer's headers, or to the failure
-    wait: float | None = None
-
-
-#: bytes on the wire of one answer: interim answers, headers, framing and body together
-MAX_ANSWER_BYTES = 192 * 1024
 #: bytes given to the parser at a time; between two of them other work has its turn
 _READ_BYTES = 8 * 1024
 
@@ -114,7 +94,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         while not self._buffer:
             if isinstance(self._error, ssl.SSLError):
                 # TLS 1.3 tells a client only after the handshake that its certificate was missing
-                raise SendError(Outcome.TLS_ERROR, _explain_tls(self._error)) from self._error
+                raise SendError(Outcome.TLS_ERROR, explain_tls(self._error)) from self._error
             if self._error is not None:
                 raise httpcore.ReadError from self._error
             if self.ended:
@@ -171,9 +151,9 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             )
         except OSError as exc:  # ssl.SSLError is one
             self.abort()
-            raise SendError(Outcome.TLS_ERROR, _explain_tls(exc)) from exc
+            raise SendError(Outcome.TLS_ERROR, explain_tls(exc)) from exc
         finally:
-            self._timing.tls = _elapsed_ms(started) + (self._timing.tls or 0.0)
+            self._timing.tls = elapsed_ms(started) + (self._timing.tls or 0.0)
             self.sent_at = None
         if self._transport is None:
             # uvloop returns no transport when the connection broke during the handshake
@@ -247,66 +227,13 @@ class Dialer(httpcore.AsyncNetworkBackend):
         Raises:
             SendError: `dns_error`, `egress_refused` or `connection_error`.
         """
-        addresses = await self._resolve(host)
+        addresses = await addresses_of(host, self._resolver, self._timing)
         if self._policy is not None:
-            try:
-                addresses = vet(addresses, self._target, self._policy)
-            except EgressRefused as exc:
-                raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
-        self.stream = await self._dial(addresses[:_MAX_DIALS], port)
+            addresses = vetted(addresses, self._target, self._policy)
+        _, self.stream = await dial(addresses, port, lambda: Stream(self._timing), self._timing, until=self._deadline)
         return self.stream
-
-    async def _resolve(self, host: str) -> tuple[Address, ...]:
-        try:
-            return (ip_address(host),)
-        except ValueError:
-            pass
-        started = time.perf_counter()
-        try:
-            return await self._resolver.resolve(host)
-        finally:
-            self._timing.dns = _elapsed_ms(started)
-
-    async def _dial(self, addresses: tuple[Address, ...], port: int) -> Stream:
-        """The first address that answers. An earlier one that hangs leaves time for the later ones."""
-        loop = asyncio.get_running_loop()
-        started = time.perf_counter()
-        failure: OSError | None = None
-        try:
-            for waiting, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
-                share = None if waiting == 1 else min(_SPLIT_S, (self._deadline - loop.time()) / waiting)
-                try:
-                    async with asyncio.timeout(share):
-                        # a literal address, which neither event loop hands to getaddrinfo
-                        _, stream = await loop.create_connection(lambda: Stream(self._timing), str(address), port)
-                        return stream
-                except OSError as exc:  # TimeoutError is one
-                    failure = exc
-        finally:
-            self._timing.connect = _elapsed_ms(started)
-        raise SendError(Outcome.CONNECTION_ERROR, _explain_connect(failure)) from failure
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-def _elapsed_ms(started: float) -> float:
-    return (time.perf_counter() - started) * 1000.0
-
-
-def _explain_connect(exc: OSError | None) -> str:
-    if isinstance(exc, ConnectionRefusedError):
-        return "the connection was refused"
-    if isinstance(exc, TimeoutError):
-        return "the connection timed out"
-    return "no connection could be made"
-
-
-def _explain_tls(exc: OSError) -> str:
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return "the certificate is not valid for this host"
-    if isinstance(exc, ssl.SSLError):
-        return "the TLS handshake failed"
-    return "the TLS handshake broke off"

@@ -104,6 +104,11 @@ class Resolver:
         self._client = self._retired = None
         self._cache.clear()
 
+    def cached(self, host: str) -> tuple[Address, ...] | None:
+        """The addresses of a name that was resolved lately; None: it has to be asked for."""
+        answer = self._cached(host)
+        return answer.addresses or None if answer is not None else None
+
     def _cached(self, host: str) -> _Answer | None:
         answer, expires_at = self._cache.get(host, (None, 0.0))
         return answer if asyncio.get_running_loop().time() < expires_at else None

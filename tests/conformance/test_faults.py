@@ -18,8 +18,9 @@ from dispatcher.conformance.faults import script as scripts
 from dispatcher.conformance.wire.exchange import Exchange
 from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import WireServer
+from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.resolver import Resolver
-from dispatcher.delivery.transport import MAX_BODY_BYTES, HttpxTransport, Request, Response, Timing
+from dispatcher.delivery.transport import MAX_BODY_BYTES, Request, Response, Timing
 from dispatcher.egress import EgressPolicy, parse
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome

@@ -19,9 +19,9 @@ from standardwebhooks import Webhook
 
 from dispatcher.bodies import Body
 from dispatcher.delivery.handshake import Handshakes
+from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
-from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.egress import EgressPolicy
 from dispatcher.models import Outcome
 from dispatcher.store.accounts import Account

@@ -10,16 +10,20 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from ipaddress import IPv4Network
 
 import pytest
 import trustme
 
+from dispatcher.delivery.http1_transport import Http1Transport
+from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.network import Stream
 from dispatcher.delivery.resolver import Resolver
-from dispatcher.delivery.transport import MAX_BODY_BYTES, MAX_PIECES, HttpxTransport, Request, Response, Timing
+from dispatcher.delivery.tls import client_context
+from dispatcher.delivery.transport import MAX_BODY_BYTES, MAX_PIECES, Request, Response, Timing
 from dispatcher.egress import EgressPolicy, parse
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
@@ -28,6 +32,18 @@ from tests.support.dns import NameServer, Zone
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 SECRET = "/s3cret"
+
+#: which transport `sending` makes: every test here holds for both
+KIND: ContextVar[str] = ContextVar("KIND")
+
+
+@pytest.fixture(autouse=True, params=["http1", "httpx"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test runs with either transport."""
+    token = KIND.set(request.param)
+    yield request.param
+    KIND.reset(token)
+
 
 Reply = Callable[["Endpoint", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -86,7 +102,7 @@ async def endpoint(
 class Sending:
     """A transport with what is around it."""
 
-    def __init__(self, transport: HttpxTransport, names: NameServer) -> None:
+    def __init__(self, transport: Http1Transport | HttpxTransport, names: NameServer) -> None:
         self.transport = transport
         self.names = names
 
@@ -127,17 +143,17 @@ async def sending(
     loop = asyncio.get_running_loop()
     udp, names = await loop.create_datagram_endpoint(lambda: NameServer(zone), local_addr=("127.0.0.1", 0))
     resolver = Resolver(nameservers=[f"127.0.0.1:{udp.get_extra_info('sockname')[1]}"], timeout=2)
-    context = ssl.create_default_context()
+    context = client_context()
     if ca is not None:
         ca.configure_trust(context)
-    transport = HttpxTransport(
-        resolver=resolver,
-        policy=policy or EgressPolicy.dev(),
-        ssl_context=context,
-        proxy=proxy,
-        max_idle=max_idle,
-        idle_s=idle_s,
-    )
+    policy = policy or EgressPolicy.dev()
+    transport: Http1Transport | HttpxTransport
+    if KIND.get() == "http1" and proxy is None:
+        transport = Http1Transport(resolver=resolver, policy=policy, context=context, max_idle=max_idle, idle_s=idle_s)
+    else:
+        transport = HttpxTransport(
+            resolver=resolver, policy=policy, ssl_context=context, proxy=proxy, max_idle=max_idle, idle_s=idle_s
+        )
     try:
         yield Sending(transport, names)
     finally:
@@ -674,7 +690,9 @@ async def test_idle_connections_expire_by_themselves() -> None:
 async def test_a_connection_grows_no_older_than_the_answer_of_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dispatcher.delivery.transport._MAX_AGE_S", 0.1)
+    monkeypatch.setattr(
+        f"dispatcher.delivery.{'connection' if KIND.get() == 'http1' else 'httpx_transport'}.MAX_AGE_S", 0.1
+    )
     async with endpoint() as server, sending() as client:
         for _ in range(2):
             await client.post(f"http://127.0.0.1:{server.port}/")
@@ -725,18 +743,46 @@ async def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
         assert server.connections == 2
 
 
-async def test_a_reused_connection_that_dies_is_a_failure_and_no_hidden_second_attempt() -> None:
+async def test_a_kept_connection_that_dies_is_replaced_once_and_the_attempt_says_so(kind: str) -> None:
     async def reply(server: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(server.requests) == 1:
-            writer.write(OK)
+        if len(server.requests) == 2:
+            writer.close()
         else:
+            writer.write(OK)
+
+    async with endpoint(reply) as server, sending() as client:
+        url = f"http://127.0.0.1:{server.port}{SECRET}"
+        timing = Timing()
+        await client.post(url, timing=timing)
+        assert not timing.reconnected
+        if kind == "http1":
+            assert (await client.post(url, timing=timing)).status == 200
+            assert timing.reconnected
+            assert len(server.requests) == 3
+        else:
+            await client.fails(url, Outcome.CONNECTION_ERROR)
+            assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("kind", ["http1"], indirect=True)
+async def test_a_request_is_not_sent_a_third_time_nor_again_once_an_answer_has_begun() -> None:
+    async def reply(server: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = server.requests[-1].split(b" ")[1]
+        writer.write({b"/good": OK, b"/begins": b"HTTP/1.1 2", b"/dies": b""}[path])
+        if path != b"/good":
             writer.close()
 
     async with endpoint(reply) as server, sending() as client:
-        await client.post(f"http://127.0.0.1:{server.port}/")
-        await client.fails(f"http://127.0.0.1:{server.port}{SECRET}", Outcome.CONNECTION_ERROR)
-        assert len(server.requests) == 2
-        assert server.connections == 1
+        url = f"http://127.0.0.1:{server.port}"
+        for path, times in (("/begins", 1), ("/dies", 2)):
+            await client.post(url + "/good")
+            seen = len(server.requests)
+            await client.fails(url + path, Outcome.CONNECTION_ERROR)
+            assert len(server.requests) - seen == times
+        # a new connection that dies is no stale one
+        seen = len(server.requests)
+        await client.fails(url + "/dies", Outcome.CONNECTION_ERROR)
+        assert len(server.requests) - seen == 1
 
 
 async def silence(server: Endpoint, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from dispatcher.delivery.engine import Engine
+from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.network import Dialer, Stream
 from dispatcher.delivery.sender import Sender
-from dispatcher.delivery.transport import HttpxTransport
 from dispatcher.store import Store, intake, publishing, settling, upkeep, work
 from dispatcher.store.database import Database
 

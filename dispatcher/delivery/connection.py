@@ -1,0 +1,187 @@
+"""One connection to an endpoint: it carries one request at a time, and reads the answer as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+import time
+from collections.abc import Hashable
+
+from dispatcher.delivery.answer import AnswerReader
+from dispatcher.delivery.deadlines import Deadlines
+from dispatcher.delivery.dialing import elapsed_ms, explain_tls
+from dispatcher.delivery.tls import ClientContext
+from dispatcher.delivery.transport import MAX_AGE_S, Response, Timing
+from dispatcher.errors import SendError
+from dispatcher.models import Outcome
+
+
+class Connection(asyncio.Protocol):
+    """TCP or TLS. Closing it is instant and needs no await, so a cancelled request cannot leave it open."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = deadlines
+        self._transport: asyncio.Transport | None = None
+        self._poll = select.poll()
+        self._error: Exception | None = None
+        #: the answer that is waited for, or the last one
+        self._answer: AnswerReader | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_late = False
+        self._is_lost = False
+        #: what a request must have in common with the one before to use it
+        self.key: Hashable = None
+        #: when it became idle, on the event loop's clock
+        self.idle_since = 0.0
+        self._opened_at = self._loop.time()
+        #: where it leads and by whom sessions are kept, if it speaks TLS
+        self._tls: tuple[ClientContext, str] | None = None
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
+        self._transport = transport  # type: ignore[assignment]  # a stream protocol gets a Transport
+        sock = transport.get_extra_info("socket")
+        if self._tls is None and sock is not None:
+            self._poll.register(sock.fileno(), select.POLLIN)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer, or some that nobody asked for."""
+        answer = self._answer
+        if answer is None or self._waiter is None:
+            self.close()
+            return
+        answer.feed(data)
+        if answer.is_over:
+            self._wake()
+
+    def eof_received(self) -> None:
+        """The peer sends nothing more."""
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is closed."""
+        self._error = self._error or exc
+        self._end()
+
+    def expire(self) -> None:
+        """The deadline of the request has come."""
+        self._is_late = True
+        if self._answer is not None:
+            self._answer.cut()
+        self._wake()
+
+    # what we call
+
+    async def start_tls(self, context: ClientContext, host: str, timing: Timing) -> None:
+        """Turn this connection into a TLS one, by the host's name. Raises SendError: `tls_error`."""
+        started = time.perf_counter()
+        self._tls = context, host
+        transport: asyncio.Transport | None = None
+        try:
+            if self._transport is None or self._is_lost:
+                raise ConnectionResetError
+            transport = await self._loop.start_tls(self._transport, self, context, server_hostname=host)
+        except OSError as exc:  # ssl.SSLError is one
+            # It may have been the session that the peer did not like.
+            context.forget(host)
+            self.close()
+            raise SendError(Outcome.TLS_ERROR, explain_tls(exc)) from exc
+        finally:
+            timing.tls = elapsed_ms(started)
+        if transport is None:
+            # uvloop returns no transport when the connection broke during the handshake
+            self.close()
+            raise SendError(Outcome.TLS_ERROR, "the TLS handshake broke off")
+        self._transport = transport
+
+    async def exchange(self, head: bytes, body: bytes, *, until: float, timing: Timing) -> Response:
+        """Send a request and read its answer; `until` is the deadline on the event loop's clock.
+
+        Raises:
+            SendError: there is no usable answer.
+            BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
+        """
+        self._answer, self._is_late = AnswerReader(), False
+        self._waiter = self._loop.create_future()
+        tick = self._deadlines.add(self, until)
+        started = time.perf_counter()
+        try:
+            self._send(head, body)
+            await self._waiter
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._deadlines.discard(self, tick)
+            self._waiter = None
+            timing.wait = ((self._answer.head_at or time.perf_counter()) - started) * 1000.0
+        if self._answer.status == 0:
+            self.close()
+            raise self._failure(self._answer)
+        return self._answer.response()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection is open, not too old, and at the start of its next request."""
+        answer, transport = self._answer, self._transport
+        if answer is None or not answer.keeps_alive or answer.has_leftover:
+            return False
+        if self._is_lost or transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        if self._loop.time() > self._opened_at + MAX_AGE_S:
+            return False
+        # what the kernel has and the event loop has not seen yet: the end, or bytes that nobody asked for
+        return not self._poll.poll(0)
+
+    def close(self) -> None:
+        """Close at once. A request in flight fails."""
+        self._end()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def keep_session(self) -> None:
+        """Let the next connection to this host begin with what this one agreed on."""
+        if self._tls is not None and self._transport is not None:
+            context, host = self._tls
+            context.keep(host, self._transport.get_extra_info("ssl_object"))
+
+    def _send(self, head: bytes, body: bytes) -> None:
+        # There is no waiting for it to leave: the bytes were in memory before. So an answer that comes before the end
+        # of a large body is read, and a lost connection is noticed by that read.
+        if self._transport is None or self._is_lost or self._transport.is_closing():
+            self._end()
+        else:
+            self._transport.write(head + body)
+
+    def _end(self) -> None:
+        self._is_lost = True
+        if self._answer is not None:
+            self._answer.end()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _failure(self, answer: AnswerReader) -> SendError:
+        if self._is_late:
+            return SendError(Outcome.TIMEOUT, "no complete answer within the deadline")
+        if answer.fault is not None:
+            return SendError(Outcome.PROTOCOL_ERROR, answer.fault.detail)
+        if isinstance(self._error, ssl.SSLError):
+            # TLS 1.3 tells a client only after the handshake that its certificate was missing
+            return SendError(Outcome.TLS_ERROR, explain_tls(self._error))
+        if answer.has_begun:
+            return SendError(Outcome.CONNECTION_ERROR, "the connection broke before an answer")
+        return BrokenBeforeAnswer()
+
+
+class BrokenBeforeAnswer(SendError):
+    """The connection broke, and no byte of an answer had come."""
+
+    def __init__(self) -> None:
+        super().__init__(Outcome.CONNECTION_ERROR, "the connection broke before an answer")

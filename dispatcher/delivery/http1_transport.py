@@ -1,0 +1,181 @@
+"""Requests over connections of our own, made for delivering webhooks.
+
+What httpx does for a request costs more than the request. This knows one protocol, HTTP/1.1, and one way to use it.
+It is an httpx transport, too: `httpx.AsyncClient(transport=…)` sends through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+from collections.abc import Hashable
+
+import httpx
+
+from dispatcher.delivery.connection import BrokenBeforeAnswer, Connection
+from dispatcher.delivery.deadlines import Deadlines
+from dispatcher.delivery.dialing import addresses_of, dial, vetted
+from dispatcher.delivery.idle import IdleConnections
+from dispatcher.delivery.resolver import Resolver
+from dispatcher.delivery.tls import ClientContext, client_context
+from dispatcher.delivery.transport import Request, Response, Timing
+from dispatcher.egress import Address, EgressPolicy, Target, admit, parse
+from dispatcher.errors import EgressRefused, SendError
+from dispatcher.headers import FRAMING
+from dispatcher.models import Outcome
+
+#: a whole head (RFC 9112, section 2.1)
+_HEAD = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+\r\n")
+#: seconds, where an httpx client sets no timeout
+_HTTPX_DEADLINE = 30.0
+
+
+class Http1Transport(httpx.AsyncBaseTransport):
+    """Sends requests over connections that are kept.
+
+    `max_idle` bounds the idle connections of all hosts together, `idle_s` is how long one of them is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolver: Resolver,
+        policy: EgressPolicy,
+        context: ClientContext | None = None,
+        max_idle: int = 512,
+        idle_s: float = 30.0,
+    ) -> None:
+        self._resolver = resolver
+        self._policy = policy
+        self._context = context or client_context()
+        self._idle = IdleConnections[Connection](limit=max_idle, expiry_s=idle_s)
+        self._deadlines = Deadlines()
+
+    async def send(self, request: Request, timing: Timing) -> Response:
+        """Send a request and read its answer; see `Transport.send`.
+
+        A kept connection may have been closed by the peer in the moment of its next use. If it breaks before any byte
+        of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
+        """
+        try:
+            admit(request.target, self._policy)
+        except EgressRefused as exc:
+            raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
+        head = _head(request)
+        until = asyncio.get_running_loop().time() + request.deadline
+        addresses = await self._addresses(request, timing, until)
+        kept = self._kept(addresses, request.target)
+        if kept is not None:
+            try:
+                return await self._exchange(kept, head, request, timing, until)
+            except BrokenBeforeAnswer:
+                timing.reconnected = True
+        return await self._exchange(await self._open(addresses, request, timing, until), head, request, timing, until)
+
+    async def aclose(self) -> None:
+        """Close the idle connections; those in use close when their answer is there."""
+        self._idle.close()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request of an httpx client. Raises httpx.TransportError."""
+        try:
+            target = parse(str(request.url.copy_with(raw_path=b"/")))
+        except EgressRefused as exc:
+            raise httpx.UnsupportedProtocol(exc.detail, request=request) from exc
+        wanted = Request(
+            method=request.method,
+            target=Target(
+                scheme=target.scheme,
+                host=target.host,
+                port=target.port,
+                path=request.url.raw_path.decode("ascii"),
+                literal=target.literal,
+            ),
+            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            body=await request.aread(),
+            deadline=request.extensions.get("timeout", {}).get("read") or _HTTPX_DEADLINE,
+        )
+        try:
+            answer = await self.send(wanted, Timing())
+        except SendError as exc:
+            raise _HTTPX_ERRORS.get(exc.outcome, httpx.ConnectError)(exc.detail, request=request) from exc
+        if not answer.complete:
+            raise httpx.RemoteProtocolError("the answer broke off, or is too large", request=request)
+        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body, request=request)
+
+    async def _addresses(self, request: Request, timing: Timing, until: float) -> tuple[Address, ...]:
+        """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
+        target = request.target
+        if target.literal is not None:
+            return (target.literal,)
+        cached = self._resolver.cached(target.host)
+        if cached is None:
+            try:
+                async with asyncio.timeout_at(until):
+                    cached = await addresses_of(target.host, self._resolver, timing)
+            except TimeoutError as exc:
+                raise _late() from exc
+        return vetted(cached, target, self._policy)
+
+    def _kept(self, addresses: tuple[Address, ...], target: Target) -> Connection | None:
+        found = (self._idle.take(_key(address, target)) for address in addresses)
+        return next((connection for connection in found if connection is not None), None)
+
+    async def _open(self, addresses: tuple[Address, ...], request: Request, timing: Timing, until: float) -> Connection:
+        target = request.target
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout_at(until):
+                make = functools.partial(Connection, self._deadlines)
+                address, connection = await dial(addresses, target.port, make, timing, until=until)
+                connection.key = _key(address, target)
+                if target.scheme == "https":
+                    await connection.start_tls(self._context, target.host, timing)
+        except BaseException as exc:
+            if connection is not None:
+                connection.close()
+            if isinstance(exc, TimeoutError):
+                raise _late() from exc
+            raise
+        return connection
+
+    async def _exchange(
+        self, connection: Connection, head: bytes, request: Request, timing: Timing, until: float
+    ) -> Response:
+        response = await connection.exchange(head, request.body, until=until, timing=timing)
+        if connection.reusable:
+            connection.keep_session()
+            self._idle.put(connection)
+        else:
+            connection.close()
+        return response
+
+
+def _head(request: Request) -> bytes:
+    """Request line and headers. Raises SendError when they cannot be written as HTTP."""
+    target = request.target
+    lines = [f"{request.method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in request.headers if name.lower() not in FRAMING]
+    lines.append(f"Content-Length: {len(request.body)}\r\n\r\n")
+    head = "".join(lines).encode()
+    # By the number of lines, too: a value that holds a line break may look like a good header.
+    if not _HEAD.fullmatch(head) or head.count(b"\n") != len(lines) + 2:
+        raise SendError(Outcome.INTERNAL_ERROR, "the request cannot be written as HTTP")
+    return head
+
+
+def _key(address: Address, target: Target) -> Hashable:
+    # By name, too, also without TLS: two hosts of one machine must not be able to answer for each other.
+    return address, target.port, target.scheme, target.host
+
+
+def _late() -> SendError:
+    return SendError(Outcome.TIMEOUT, "no complete answer within the deadline")
+
+
+_HTTPX_ERRORS: dict[Outcome, type[httpx.TransportError]] = {
+    Outcome.TIMEOUT: httpx.ReadTimeout,
+    Outcome.PROTOCOL_ERROR: httpx.RemoteProtocolError,
+    Outcome.INTERNAL_ERROR: httpx.LocalProtocolError,
+}
