@@ -23,9 +23,12 @@ from dispatcher.chores import Chores
 from dispatcher.config import Settings
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.handshake import Handshakes
+from dispatcher.delivery.http1_transport import Http1Transport
 from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.sender import Sender
+from dispatcher.delivery.tls import client_context
+from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.installation import Installation, open_installation, sole_server
@@ -64,7 +67,7 @@ async def serve(settings: Settings) -> None:
         policy = EgressPolicy.of(settings)
         resolver = Resolver(nameservers=settings.nameservers)
         stack.push_async_callback(resolver.aclose)
-        transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
+        transport = _transport(settings, resolver, policy)
         stack.push_async_callback(transport.aclose)
         accounts = AccountCache(store)
         sender = Sender(
@@ -92,6 +95,13 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=[listener])
         if not server.started or server.lifespan.should_exit:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
+
+
+def _transport(settings: Settings, resolver: Resolver, policy: EgressPolicy) -> Transport:
+    context = client_context(certificate=settings.client_certificate)
+    if settings.egress_proxy is None and settings.transport == "http1":
+        return Http1Transport(resolver=resolver, policy=policy, context=context)
+    return HttpxTransport(resolver=resolver, policy=policy, ssl_context=context, proxy=settings.egress_proxy)
 
 
 def _handshakes(settings: Settings, installation: Installation) -> Handshakes:

@@ -173,6 +173,9 @@ def _record(
     scrubber: Scrubber | None = None,
 ) -> AttemptRecord:
     spent = {"dns": timing.dns, "connect": timing.connect, "tls": timing.tls, "wait": timing.wait}
+    took: dict[str, float | bool] = {name: round(ms, 2) for name, ms in spent.items() if ms is not None}
+    if timing.reconnected:
+        took["reconnected"] = True
     kept = ((), None) if response is None or scrubber is None else scrubber.answer(response.headers, response.body)
     return AttemptRecord(
         outcome=answer.outcome,
@@ -183,7 +186,7 @@ def _record(
         truncated=response is not None and not response.complete,
         response_headers=kept[0],
         response_body=kept[1],
-        timing={name: round(ms, 2) for name, ms in spent.items() if ms is not None} or None,
+        timing=took or None,
     )
 
 

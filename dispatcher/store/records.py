@@ -183,8 +183,8 @@ class AttemptRecord:
     truncated: bool = False
     response_headers: Headers = ()
     response_body: str | None = None
-    #: milliseconds spent on dns, connect, tls and wait
-    timing: dict[str, float] | None = None
+    #: milliseconds spent on dns, connect, tls and wait; and whether it was `reconnected`, if it was
+    timing: dict[str, float | bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

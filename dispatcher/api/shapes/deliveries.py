@@ -17,6 +17,8 @@ class Timing(Struct, kw_only=True):
     connect: float | None = None
     tls: float | None = None
     wait: float | None = None
+    #: a kept connection broke before any byte of an answer came, and the request was sent again over a new one
+    reconnected: bool = False
 
 
 class Attempt(Struct, kw_only=True):

@@ -23,9 +23,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from dispatcher.delivery.connection import Connection
 from dispatcher.delivery.engine import Engine
-from dispatcher.delivery.httpx_transport import HttpxTransport
-from dispatcher.delivery.network import Dialer, Stream
+from dispatcher.delivery.http1_transport import Http1Transport
 from dispatcher.delivery.sender import Sender
 from dispatcher.store import Store, intake, publishing, settling, upkeep, work
 from dispatcher.store.database import Database
@@ -347,34 +347,33 @@ def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
 
         return watched
 
-    def connect_tcp(original: Any) -> Any:
-        async def watched(self: Dialer, *args: Any, **kwargs: Any) -> Any:
-            stream = await original(self, *args, **kwargs)
+    def open_connection(original: Any) -> Any:
+        async def watched(self: Http1Transport, *args: Any, **kwargs: Any) -> Any:
+            connection = await original(self, *args, **kwargs)
             fuse.passes(Stage.CONNECTED, deliveries=[_sending.get()])
-            return stream
+            return connection
 
         return watched
 
-    def flush(original: Any) -> Any:
-        def watched(self: Stream) -> None:
-            writes = bool(self._outgoing)
-            original(self)
-            if writes:
-                asyncio.get_running_loop().call_soon(gone, self, _sending.get())
+    def write(original: Any) -> Any:
+        def watched(self: Connection, *args: Any) -> None:
+            original(self, *args)
+            asyncio.get_running_loop().call_soon(gone, self, _sending.get())
 
         return watched
 
-    def gone(stream: Stream, sent: tuple[str, int]) -> None:
+    def gone(connection: Connection, sent: tuple[str, int]) -> None:
         # uvloop writes at the end of a turn of the loop.
-        if stream._transport is None or stream._buffer or stream.ended:
+        answer = connection._answer
+        if connection._transport is None or connection._is_lost or answer is None or answer.has_begun:
             return
-        if stream._transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_soon(gone, stream, sent)
+        if connection._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_soon(gone, connection, sent)
         else:
             fuse.passes(Stage.SENT, deliveries=[sent])
 
     def exchange(original: Any) -> Any:
-        async def watched(self: HttpxTransport, *args: Any) -> Any:
+        async def watched(self: Http1Transport, *args: Any) -> Any:
             response = await original(self, *args)
             fuse.passes(Stage.ANSWERED, deliveries=[_sending.get()])
             return response
@@ -383,6 +382,6 @@ def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
 
     wrap(Engine, "_deliver", deliver)
     wrap(Sender, "send", send)
-    wrap(Dialer, "connect_tcp", connect_tcp)
-    wrap(Stream, "_flush", flush)
-    wrap(HttpxTransport, "send", exchange)
+    wrap(Http1Transport, "_open", open_connection)
+    wrap(Connection, "_send", write)
+    wrap(Http1Transport, "send", exchange)
