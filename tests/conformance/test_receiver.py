@@ -37,6 +37,9 @@ from dispatcher.conformance.receiver.receiver import Receiver
 from dispatcher.conformance.signatures.schemes import SCHEMES, Key, sign
 from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
+from tests.support import forking
+from tests.support.forking import Forked
+from tests.support.server import READY_WITHIN
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
@@ -587,23 +590,21 @@ def test_configured_secrets_are_masked_wherever_they_stand() -> None:
 
 
 @contextmanager
-def command(*options: str, log: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def command(*options: str, log: Path) -> Iterator[tuple[Forked, str]]:
     """`dispatcher receiver` as a process, and its line on stdout."""
     with launched(*options, log=log) as process:
         yield process, first_line(process, log)
 
 
 @contextmanager
-def launched(*options: str, log: Path) -> Iterator[subprocess.Popen[str]]:
+def launched(*options: str, log: Path) -> Iterator[Forked]:
     """`dispatcher receiver` as a process, on free ports."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dispatcher.cli", "receiver", "--port", "0", "--control-port", "0", *options],
+        process = forking.dispatcher(
+            ["receiver", "--port", "0", "--control-port", "0", *options],
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
-            cwd=ROOT,
             env=environment,
         )
     assert process.stdout is not None
@@ -612,16 +613,16 @@ def launched(*options: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 
-def first_line(process: subprocess.Popen[str], log: Path) -> str:
+def first_line(process: Forked, log: Path) -> str:
     """What it prints first."""
     assert process.stdout is not None
-    is_ready, _, _ = select.select([process.stdout], [], [], 20)
+    is_ready, _, _ = select.select([process.stdout], [], [], READY_WITHIN)
     assert is_ready, log.read_text()
-    return process.stdout.readline().rstrip("\n")
+    return process.stdout.readline().decode().rstrip("\n")
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -651,9 +652,9 @@ def test_the_command(tmp_path: Path) -> None:
         report = sender.get(f"{control}/report").json()
         found = sender.post(f"{control}/wait", json={"criteria": {"event": "order.paid", "is_accepted": True}}).json()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stdout is not None
-        assert process.stdout.read() == ""
+        assert process.stdout.read() == b""
     assert [one["number"] for one in found["items"]] == [1]
     assert report["requests"] == 6
     on = {one["name"]: one["refused"] for one in report["defences"] if one["is_on"]}
@@ -813,7 +814,7 @@ def test_the_examples_of_the_docs(tmp_path: Path) -> None:
         assert re.findall(r"^HTTP/1.1 (\d+)", bash(callbacks), re.MULTILINE) == ["202", "401"]
         for process in (judge, callback):
             process.terminate()
-        assert [process.wait(10) for process in (judge, callback)] == [0, 0]
+        assert [process.wait(60) for process in (judge, callback)] == [0, 0]
 
 
 async def test_the_python_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:

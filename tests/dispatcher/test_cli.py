@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from subscriptions.keyring import Keyring
+from tests.support import forking
 from tests.support.api import MARKER, client_with, problem
 from tests.support.server import Server, until
 
@@ -29,9 +30,8 @@ USAGE = 2
 def run(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command, without any setting of this process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-    clean |= {"PYTHONPATH": str(ROOT), "COLUMNS": "80", **(env or {})}
-    command = [sys.executable, "-m", "dispatcher.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=clean, cwd=cwd)
+    clean |= {"COLUMNS": "80", **(env or {})}
+    return forking.run(*arguments, env=clean, cwd=cwd)
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
@@ -201,13 +201,12 @@ def test_on_a_terminal_it_asks_and_shows_progress(tmp_path: Path, answer: str, k
     data = tmp_path / "data"
     assert run("token", "list", "--data-dir", str(data)).returncode == 0
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dispatcher.cli", "keyring", "rotate", "--data-dir", str(data)],
+    process = forking.dispatcher(
+        ["keyring", "rotate", "--data-dir", str(data)],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
     )
     os.close(theirs)
     shown = b""

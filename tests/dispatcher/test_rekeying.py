@@ -8,7 +8,6 @@ import json
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +38,7 @@ from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Subscription, SubscriptionState, ValidKey
 from subscriptions.schema import Sealed, metadata
 from subscriptions.secrets import Secret, SigningKey
+from tests.support import forking
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 
@@ -434,14 +434,8 @@ async def test_who_rotated_and_retired_is_noted(tmp_path: Path) -> None:
 # --- processes --------------------------------------------------------------------------------------------
 
 
-def command(data_dir: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dispatcher.cli", "keyring", *arguments, "--data-dir", str(data_dir)]
-
-
 def run(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(data_dir, *arguments), capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
-    )
+    return forking.run("keyring", *arguments, "--data-dir", str(data_dir))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
@@ -478,15 +472,14 @@ async def test_ended_midway_it_goes_on_where_it_was(tmp_path: Path, number: int,
 
 def rotation_ended(data_dir: Path, number: int, *, when: Callable[[], bool]) -> tuple[int, str]:
     """Rotate, and end that by a signal as soon as this holds. Returns its status and what it said on stderr."""
-    process = subprocess.Popen(
-        command(data_dir, "rotate", "--yes"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    command = ["keyring", "rotate", "--yes", "--data-dir", str(data_dir)]
+    process = forking.dispatcher(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         until(when, every=0.002)
     finally:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
-    return process.returncode, errors
+        _, errors = process.communicate(timeout=60)
+    return process.wait(), errors.decode()
 
 
 async def test_what_cannot_be_opened_makes_the_status_1(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
                     "log_level": "warning",
                 },
                 options=("--processors", "tests.e2e.crash.processors"),
-                launcher=("-m", "tests.e2e.crash.launcher"),
+                launcher="tests.e2e.crash.launcher",
             ),
             clients=stack.enter_context(Clients(CLIENTS)),
             receivers=[stack.enter_context(Receiver(_answer, host=host)) for host in RECEIVERS],
@@ -482,7 +482,7 @@ def test_a_first_start_that_was_killed_can_be_repeated(
     monkeypatch.setenv(WITNESS, str(tmp_path / "witness.json"))
     monkeypatch.setenv(GAUGE, str(tmp_path / "in-flight"))
     monkeypatch.setenv(STAGE, stage)
-    server = Server(tmp_path / "data", launcher=("-m", "tests.e2e.crash.launcher"))
+    server = Server(tmp_path / "data", launcher="tests.e2e.crash.launcher")
     with pytest.raises(AssertionError, match="did not start"):
         server.start()
     assert json.loads((tmp_path / "witness.json").read_text())["stage"] == stage

@@ -196,7 +196,7 @@ def _world(folder: Path) -> Iterator[World]:
             "retry_schedule": "[0.05, 0.05, 0.05]",
             "send_timeout": "3",
         }
-        server = stack.enter_context(Server(folder / "data", dev=False, settings=settings))
+        server = stack.enter_context(Server(folder / "data", dev=False, settings=settings, real_start=True))
         scopes = ("--scope", "tasks:write", "--scope", "deliveries:read")
         server.token = server.cli("token", "create", "--account", "a", *scopes).stdout.strip()
         client = stack.enter_context(server.client())

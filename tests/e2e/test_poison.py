@@ -118,7 +118,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         tmp_path / "data",
         settings={"log_level": "warning"},
         options=("--processors", "tests.e2e.crash.poison_processors"),
-        launcher=("-m", "tests.e2e.crash.poison_launcher"),
+        launcher="tests.e2e.crash.poison_launcher",
     )
 
     def strike(request: Received) -> Reply:
