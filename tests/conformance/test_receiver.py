@@ -39,7 +39,7 @@ from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
 from tests.support import forking
 from tests.support.forking import Forked
-from tests.support.server import READY_WITHIN
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
@@ -620,7 +620,7 @@ def launched(*options: str, log: Path) -> Iterator[Forked]:
 def first_line(process: Forked, log: Path) -> str:
     """What it prints first."""
     assert process.stdout is not None
-    is_ready, _, _ = select.select([process.stdout], [], [], READY_WITHIN)
+    is_ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
     assert is_ready, log.read_text()
     return process.stdout.readline().decode().rstrip("\n")
 

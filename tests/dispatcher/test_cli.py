@@ -20,6 +20,7 @@ import pytest
 from subscriptions.keyring import Keyring
 from tests.support import forking
 from tests.support.api import MARKER, client_with, problem
+from tests.support.patience import PROMPTLY
 from tests.support.server import Server, until
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_a_token_is_made_listed_and_revoked_while_the_server_runs(plain: Server)
 
         revoked = run("token", "revoke", claims["jti"], *data)
         assert (revoked.returncode, revoked.stdout) == (0, "")
-        refused = until(lambda: (now := client.get("/tasks")).status_code != 200 and now, within=3)
+        refused = until(lambda: (now := client.get("/tasks")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
     [shown] = json.loads(run("token", "list", "--json", *data).stdout)
     assert shown["state"] == "revoked"

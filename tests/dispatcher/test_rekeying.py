@@ -49,8 +49,6 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw4V"
 TASK_VALUES = 3
 TABLES = {table.name: table for table in rekeying.SEALED}
 
-pytestmark = pytest.mark.timeout(180)
-
 
 # --- an installation with something in each column --------------------------------------------------------
 
@@ -596,12 +594,10 @@ def test_keys_are_rotated_and_retired_while_a_server_works(start_server: Callabl
             clients.more(100)
         assert clients.refused == []
         rotated.set()
-        arrived = until(lambda: delivered(receiver, clients.accepted), within=60)
+        arrived = until(lambda: delivered(receiver, clients.accepted))
         assert all(is_right(request, clients.accepted[request.delivery]) for request in arrived)
 
-        ledger = until(
-            lambda: (now := client.get("/ledger").json())["delivered"] == len(clients.accepted) and now, within=30
-        )
+        ledger = until(lambda: (now := client.get("/ledger").json())["delivered"] == len(clients.accepted) and now)
         assert ledger["accepted"] == len(clients.accepted)
     assert [kept["kid"] for kept in listed_keys(server)] == [newest["kid"], oldest["kid"]]
     assert "unreadable" not in server.log.read_text()

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from tests.conftest import missing
+from tests.support.patience import PATIENCE, PROMPTLY
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 
@@ -62,7 +63,7 @@ def all_items(client: httpx.Client, path: str) -> list[dict[str, Any]]:
     raise AssertionError("more pages than there can be")
 
 
-def wait_delivered(client: httpx.Client, count: int, *, within: float = 20.0) -> None:
+def wait_delivered(client: httpx.Client, count: int, *, within: float = PATIENCE) -> None:
     until(lambda: (found := ledger(client))["delivered"] == found["accepted"] == count, within=within, every=0.1)
 
 
@@ -157,7 +158,7 @@ def test_a_full_disk_takes_no_tasks_and_loses_none(tmp_path: Path, start_server:
             filler.unlink()
             reserve.unlink()
             freed = time.monotonic()
-            answer = until(lambda: (a := post(client, f"{receiver.url}/after")).status_code == 202 and a, within=15)
+            answer = until(lambda: (a := post(client, f"{receiver.url}/after")).status_code == 202 and a)
             recovered = time.monotonic() - freed
             accepted.append(answer.json()["delivery_id"])
             wait_delivered(client, len(accepted))
@@ -229,7 +230,7 @@ def test_a_long_lock_takes_no_tasks_and_loses_none(start_server: Start) -> None:
             recovered = time.monotonic() - freed
             assert [answer.status_code for answer in again] == [202] * 8
             assert not [answer for answer in again if "Idempotency-Replayed" in answer.headers]
-            wait_delivered(client, 10, within=15)
+            wait_delivered(client, 10)
             settled = time.monotonic() - freed
         arrived = Counter(request.delivery for request in receiver.received)
         assert len(arrived) == 10
@@ -277,7 +278,7 @@ def test_tokens_are_made_listed_and_revoked_while_the_server_runs(start_server: 
         revoked = server.cli("token", "revoke", jti)
         at = time.monotonic()
         assert revoked.stdout == ""
-        refused = until(lambda: (a := client.get("/tasks")).status_code == 401 and a, within=3)
+        refused = until(lambda: (a := client.get("/tasks")).status_code == 401 and a, within=PROMPTLY)
         took = time.monotonic() - at
         assert refused.headers["WWW-Authenticate"] == "Bearer"
         assert post(client, receiver.url).status_code == 401
@@ -314,7 +315,7 @@ def test_sigterm_finishes_what_is_in_flight_and_gives_the_rest_back(start_server
         assert took < 5
 
         with server.start().client() as client:
-            wait_delivered(client, 40, within=30)
+            wait_delivered(client, 40)
             attempts = {item["attempt"] for item in all_items(client, "/deliveries")}
         assert attempts == {1}
         assert len(receiver.received) == len({request.delivery for request in receiver.received}) == 40
@@ -343,7 +344,7 @@ def test_sigterm_at_any_moment_counts_no_attempt_that_was_not_made(start_server:
             assert set(states) <= {"delivered", "pending"}, states
             server.start()
         with server.client() as client:
-            wait_delivered(client, total, within=30)
+            wait_delivered(client, total)
         assert sum(len(receiver.received) for receiver in receivers) == total
     finally:
         for receiver in receivers:

@@ -160,7 +160,7 @@ class World:
             found: dict[str, Any] = self.client.get(f"/deliveries/{delivery}").json()
             return found if found["state"] in ENDED else None
 
-        result: dict[str, Any] = until(look, within=20)
+        result: dict[str, Any] = until(look)
         return result
 
 
@@ -397,6 +397,6 @@ def test_the_trap_and_the_network_work(world: World) -> None:
     for connect in listeners:
         with closing(connect()):
             pass
-    until(lambda: len(world.trap.connections) == len(listeners), within=5)
+    until(lambda: len(world.trap.connections) == len(listeners))
     with pytest.raises(OSError, match="unreachable"):
         socket.create_connection(("192.0.2.1", 9), 5)

@@ -17,10 +17,7 @@ import httpx
 
 from tests.support import forking
 from tests.support.forking import ROOT, Forked
-
-#: seconds that a dispatcher may take to start, and to stop, on a machine that has much else to do
-READY_WITHIN = 120.0
-ENDED_WITHIN = 120.0
+from tests.support.patience import PATIENCE
 
 
 class Server:
@@ -71,7 +68,7 @@ class Server:
                 self.process = forking.launched(
                     self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
                 )
-        deadline = time.monotonic() + READY_WITHIN
+        deadline = time.monotonic() + PATIENCE
         for line in self._lines(deadline):
             kind, _, rest = line.partition(" ")
             if kind == "token":
@@ -134,7 +131,7 @@ class Server:
         """Wait until it has ended."""
         assert self.process is not None
         try:
-            status = self.process.wait(ENDED_WITHIN)
+            status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -159,11 +156,8 @@ class Server:
             self.process.stdout.close()
 
 
-def until(condition: Any, *, within: float = 120.0, every: float = 0.02) -> Any:
-    """Wait until a condition returns something true, and return that. Fails after `within` seconds.
-
-    That is long, for it costs nothing: on a slow machine everything comes later. Where time is the point, say so.
-    """
+def until(condition: Any, *, within: float = PATIENCE, every: float = 0.02) -> Any:
+    """Wait until a condition returns something true, and return that. Fails after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         found = condition()
