@@ -157,7 +157,7 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end(start_server: Callable[...
         until(lambda: task(client, cut_off["id"])["state"] == "processing")
     started = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60, "it hangs for ever"
     server.start()
     with server.client() as client:
         until(lambda: task(client, cut_off["id"])["attempt"] == 2)

@@ -546,7 +546,7 @@ def test_what_a_receiver_tells_of_a_rotation_is_redacted_for_every_secret(start_
         started = time.monotonic()
         path = f"{PATH}/{made['id']}/deliveries"
         held = until(lambda: [one for one in client.get(path).json()["items"] if one["state"] == "held"])
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60
         attempts = client.get(f"/deliveries/{held[0]['id']}").json()["attempts"]
     assert len(attempts) == 2
     assert search(json.dumps(attempts).encode(), {str(number): text for number, text in enumerate(known)}) == []
