@@ -66,7 +66,7 @@ class Scene:
             try:
                 with self.server.client() as client:
                     items = items or self._submit(client, guilty)
-                    until(lambda: _is_at_rest(client), every=0.05)
+                    until(lambda: _is_at_rest(client))
             except httpx.TransportError:
                 self.server.wait()
                 self._note_death()

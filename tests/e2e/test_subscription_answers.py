@@ -438,7 +438,7 @@ def _came_about(client: httpx.Client, subscription_id: str, turn: int, case: Cas
             return now
         if now["state"] == state and len(now["attempts"]) >= len(attempts):
             return now
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("name", CASES)

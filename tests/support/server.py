@@ -156,13 +156,18 @@ class Server:
             self.process.stdout.close()
 
 
-def until(condition: Any, *, within: float = PATIENCE, every: float = 0.02) -> Any:
-    """Wait until a condition returns something true, and return that. Fails after `within` seconds."""
+def until(condition: Any, *, within: float = PATIENCE, every: float | None = None) -> Any:
+    """Wait until a condition returns something true, and return that. Fails after `within` seconds.
+
+    It is asked `every` so many seconds, else ever less often: to ask a server takes time that it needs for its work.
+    """
     deadline = time.monotonic() + within
+    pause = every or 0.01
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s")
-        time.sleep(every)
+        time.sleep(pause)
+        pause = every or min(pause * 1.3, 0.25)

@@ -108,7 +108,7 @@ def at_rest(client: httpx.Client, *, within: float = PATIENCE, held: bool = Fals
         counts = ledger(client)
         return None if any(counts[state] for state in states) else counts
 
-    counts: dict[str, int] = until(found, within=within, every=0.05)
+    counts: dict[str, int] = until(found, within=within)
     return counts
 
 
