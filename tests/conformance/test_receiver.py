@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 import os
 import re
@@ -414,6 +415,23 @@ async def test_the_control_port_sets_scripts_and_issues_callback_urls() -> None:
     async with controlled() as (_, _, control):
         assert (await control.post("/callback-urls", json={})).status_code == 409
         assert (await control.get("/authority.pem")).status_code == 404
+
+
+async def test_a_secret_in_a_script_is_shown_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    secret = "a-secret-of-a-script"
+    script = f"until-rotated;scheme=websub;secret={secret}"
+    async with controlled() as (receiver, sender, control):
+        assert (await control.put("/script", json={"path": "/a", "script": script})).status_code == 204
+        signature = {"X-Hub-Signature": f"sha256={hmac.new(secret.encode(), b'{}', 'sha256').hexdigest()}"}
+        assert (await sender.post("/a", content=b"{}")).status_code == 401
+        assert (await sender.post("/a", content=b"{}", headers=signature)).status_code == 200
+        paths = ("/requests", "/requests/1?reveal=true", "/requests/2/raw", "/report", "/export", "/")
+        shown = [(await control.get(path)).text for path in paths]
+        wrong = await control.put("/script", json={"path": "/a", "script": script + ";status=200"})
+        assert wrong.status_code == 422
+        assert [entry.fault for entry in receiver.inbox.entries()] == ["until-rotated", "until-rotated"]
+    out = capsys.readouterr()
+    assert not any(secret in text for text in (*shown, wrong.text, out.out, out.err))
 
 
 @pytest.mark.parametrize(
