@@ -23,6 +23,7 @@ from dispatcher.conformance.receiver.addresses import parse_networks
 from dispatcher.conformance.receiver.callbacks import CallbackIssuer
 from dispatcher.conformance.receiver.control import is_loopback
 from dispatcher.conformance.receiver.event_schemas import compile_schemas
+from dispatcher.conformance.receiver.handshakes import MAX_RATE
 from dispatcher.conformance.receiver.policy import Policy
 from dispatcher.conformance.receiver.receiver import ANY_PATH, Receiver
 from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
@@ -76,6 +77,35 @@ def receiver(
     replay: Annotated[
         str, typer.Option(help="A delivery that was accepted before: off, refuse (409), quiet (2xx, not processed).")
     ] = "off",
+    handshake_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Origin that the handshake of CloudEvents' webhooks grants to, * for any. Can be repeated.",
+            show_default="no handshake is answered",
+        ),
+    ] = None,
+    handshake_rate: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Requests a minute that a handshake grants.", show_default="any"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Method that is taken, any for all; others get 405. Can be repeated.",
+            show_default="POST",
+        ),
+    ] = None,
+    content_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of body that is taken, such as application/json; others, and compressed ones, get 415. Can be"
+            " repeated.",
+            show_default="any",
+        ),
+    ] = None,
     shared_secret_header: Annotated[
         str | None, typer.Option(metavar="NAME", help="Header that has to hold a shared secret.", show_default=False)
     ] = None,
@@ -131,8 +161,9 @@ def receiver(
 ) -> None:
     """Receive webhooks: keep them, judge them as a careful handler would, and misbehave where it is told to.
 
-    Every defence is off unless an option asks for it. What came can be seen in a browser, and asked for as JSON, at a
-    second port. Requests are told on stderr, a line for each, without paths and values of headers.
+    Every defence is off unless an option asks for it, but that only POST is taken. What came can be seen in a browser,
+    and asked for as JSON, at a second port. Requests are told on stderr, a line for each, without paths and values of
+    headers.
     """
     inputs.check_stdin(*(secret_file or ()), *(shared_secret_file or ()), callback_secret_file)
     keys = _keys(secret or (), secret_file or (), public_key or ())
@@ -145,6 +176,12 @@ def receiver(
         hub_method=_one_of(hub_method, "--hub-method", HUB_METHODS),
         tolerance=None if tolerance == "off" else inputs.read_span(tolerance, "--tolerance"),
         replay=_one_of(replay, "--replay", ("off", "refuse", "quiet")),
+        handshake_origins=_alone("--handshake-origin", "handshake_origins", handshake_origin),
+        handshake_rate=None
+        if handshake_rate is None
+        else _whole(handshake_rate, "--handshake-rate", least=1, most=MAX_RATE),
+        methods=None if "any" in (method or ()) else _alone("--method", "methods", method) or Policy().methods,
+        content_types=_alone("--content-type", "content_types", content_type),
         shared_secret_header=shared_secret_header,
         shared_secrets=[inputs.read_secret(file, "--shared-secret-file") for file in shared_secret_file or ()],
         networks={option: _networks(texts, option) for option, texts in places.items()},
@@ -204,6 +241,10 @@ class _Wishes:
     hub_method: str
     tolerance: float | None
     replay: str
+    handshake_origins: tuple[str, ...] | None
+    handshake_rate: int | None
+    methods: tuple[str, ...] | None
+    content_types: tuple[str, ...] | None
     shared_secret_header: str | None
     shared_secrets: Sequence[str] = field(repr=False)
     networks: Mapping[str, tuple[str, ...]]
@@ -219,11 +260,17 @@ class _Wishes:
             fail("--shared-secret-header needs --shared-secret-file")
         if self.forwarded_header is not None and not self.networks["--trusted-proxy"]:
             fail("--forwarded-header needs --trusted-proxy: from anybody else it says nothing")
+        if self.handshake_rate is not None and not self.handshake_origins:
+            fail("--handshake-rate needs --handshake-origin")
         try:
             return Policy(
                 allowed_networks=self.networks["--allow"] or None,
                 forwarded_for_header=self.forwarded_header or "",
                 trusted_proxies=self.networks["--trusted-proxy"],
+                handshake_origins=self.handshake_origins,
+                handshake_rate=self.handshake_rate,
+                methods=self.methods,
+                content_types=self.content_types,
                 shared_secrets=tuple(self.shared_secrets) or None,
                 shared_secret_header=self.shared_secret_header or "X-Secret",
                 max_body_bytes=self.max_body,
@@ -294,6 +341,14 @@ def _schemes(wanted: Sequence[str] | None, keys: Sequence[Key]) -> tuple[str, ..
         if scheme not in _ASYMMETRIC and not any(key.secret for key in keys):
             fail(f"--scheme {scheme} needs --secret-file")
     return tuple(dict.fromkeys(wanted))
+
+
+def _alone(option: str, setting: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A setting of the policy that is good or bad by itself."""
+    if not texts:
+        return None
+    _or_fail(option, lambda: Policy(**{setting: tuple(texts)}))  # type: ignore[arg-type]  # its name is ours
+    return tuple(texts)
 
 
 def _networks(texts: Sequence[str] | None, option: str) -> tuple[str, ...]:

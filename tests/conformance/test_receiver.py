@@ -98,7 +98,7 @@ async def test_a_genuine_request_is_accepted_and_processed_once() -> None:
     assert done == [body]
     assert first.request.body == body
     assert first.judgement is not None
-    assert first.judgement.passed == ("signature", "timestamp", "replay")
+    assert first.judgement.passed == ("method", "signature", "timestamp", "replay")
     assert second.judgement is not None
     assert second.judgement.is_repeat
     [entry, repeat] = receiver.inbox.entries()
@@ -257,6 +257,30 @@ async def test_callback_urls() -> None:
 
 
 # --- scripts --------------------------------------------------------------------------------------------------
+
+
+async def test_a_handshake_is_answered_counted_and_not_processed() -> None:
+    processed: list[Received] = []
+    policy = Policy(handshake_origins=("sender.test",), handshake_rate=60)
+    async with running(policy, process=processed.append) as (receiver, sender):
+        asked = {"WebHook-Request-Origin": "sender.test", "WebHook-Request-Callback": "http://127.0.0.1:9/grant"}
+        granted = await sender.options("/a", headers=asked)
+        denied = await sender.options("/a", headers={"WebHook-Request-Origin": "other.test"})
+        other = await sender.options("/a")
+        assert (await sender.post("/a", content=b"{}")).status_code == 202
+        assert [one.status_code for one in (granted, denied, other)] == [200, 403, 405]
+        assert (granted.headers["WebHook-Allowed-Origin"], granted.headers["Allow"]) == ("sender.test", "POST")
+        assert granted.headers["WebHook-Allowed-Rate"] == "60"
+        await receiver.inbox.wait_for(4, within=5)
+        report = receiver.report()
+    assert [one.method for one in processed] == ["POST"]
+    assert {name: report[name] for name in ("accepted", "handshakes", "requests")} == {
+        "accepted": 1,
+        "handshakes": 1,
+        "requests": 4,
+    }
+    defences = {one["name"]: (one["is_on"], one["passed"], one["refused"]) for one in report["defences"]}
+    assert (defences["handshake"], defences["method"]) == ((True, 3, 1), (True, 1, 1))
 
 
 async def test_a_script_decides_before_the_defences() -> None:
@@ -642,6 +666,33 @@ def first_line(process: subprocess.Popen[str], log: Path) -> str:
     return process.stdout.readline().rstrip("\n")
 
 
+def test_the_probe_finds_nothing_at_the_command(tmp_path: Path) -> None:
+    """The receiver, with the options of a careful owner, examined by the kit's other half: from process to process."""
+    (tmp_path / "secret").write_text(SECRET)
+    options = [
+        *("--secret-file", str(tmp_path / "secret"), "--scheme", "standard", "--tolerance", "5m", "--replay", "refuse"),
+        *("--content-type", "application/json", "--max-body", "65536"),
+    ]
+    with command(*options, log=tmp_path / "log") as (_, line):
+        url = line.split()[3].rstrip(",") + "/hooks"
+        asked = ["conformance", "receiver", url, "--secret-file", str(tmp_path / "secret"), "--scheme", "standard"]
+        done = subprocess.run(
+            [sys.executable, "-m", "dispatcher.cli", *asked, "--json", str(tmp_path / "report.json")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            check=False,
+        )
+    report = json.loads((tmp_path / "report.json").read_text())
+    failed = {one["id"]: one["detail"] for one in report["results"] if one["outcome"] == "failed"}
+    # a MAY: without a schema no body is parsed before it is answered
+    failed.pop("RECV-33")
+    assert (done.returncode, failed) == (0, {}), done.stdout
+    passed = {one["id"] for one in report["results"] if one["outcome"] == "passed"}
+    assert {"RECV-36", "RECV-39", "RECV-40", "RECV-41", "RECV-42"} <= passed
+
+
 def test_the_command(tmp_path: Path) -> None:
     secret, schema, log = tmp_path / "secret", tmp_path / "schema.json", tmp_path / "log"
     secret.write_text(SECRET + "\n")
@@ -675,7 +726,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert [one["number"] for one in found["items"]] == [1]
     assert report["requests"] == 6
     on = {one["name"]: one["refused"] for one in report["defences"] if one["is_on"]}
-    assert on == {"allow-list": 0, "limits": 1, "rate": 0, "signature": 1, "timestamp": 0, "replay": 1, "schema": 1}
+    assert on == {
+        "allow-list": 0,
+        "method": 0,
+        "limits": 1,
+        "rate": 0,
+        "signature": 1,
+        "timestamp": 0,
+        "replay": 1,
+        "schema": 1,
+    }
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["number"] for line in lines if line["event"] == "request"] == [1, 2, 3, 4, 5, 6]
     assert "hidden" not in log.read_text()
@@ -729,6 +789,11 @@ async def test_the_command_with_tls_and_json(
         (["--scheme", "rfc9421-ed25519", "--secret", "s"], "--scheme rfc9421-ed25519 needs --public-key"),
         (["--public-key", "whpk_x"], "--public-key: a public key is"),
         (["--secret-file", "/nonexistent"], "--secret-file cannot be read"),
+        (["--handshake-origin", "https://sender.test"], "--handshake-origin: handshake_origins are DNS names"),
+        (["--handshake-rate", "60"], "--handshake-rate needs --handshake-origin"),
+        (["--handshake-origin", "*", "--handshake-rate", "0"], "--handshake-rate is a whole number from 1 to"),
+        (["--method", "GET,PUT"], "--method: methods are names such as POST"),
+        (["--content-type", "json"], "--content-type: content_types are media types"),
         (["--shared-secret-header", "X-A"], "--shared-secret-header needs --shared-secret-file"),
         (["--allow", "192.0.2.1/24"], "--allow is a network such as"),
         (["--trusted-proxy", "proxy"], "--trusted-proxy is a network such as"),

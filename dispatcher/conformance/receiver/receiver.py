@@ -40,6 +40,9 @@ GRACE = 5.0
 #: names of headers in a log line at most
 _SHOWN_HEADERS = 50
 
+#: what the report counts
+_COUNTED = ("accepted", "handshakes", "repeats", "scripted", "processed", "failed", "busy")
+
 _STATUS_LINE_BYTES = 12
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})")
 
@@ -165,7 +168,7 @@ class Receiver:
             "kept": len(self.inbox),
             "dropped": self.inbox.dropped,
             "refused_on_the_wire": dict(sorted(self._refused_on_the_wire.items())),
-            **{name: self._counts[name] for name in ("accepted", "repeats", "scripted", "processed", "failed", "busy")},
+            **{name: self._counts[name] for name in _COUNTED},
             "waiting": self._queue.qsize(),
             "defences": [
                 {"name": name, "is_on": name in on, "passed": self._passed[name], "refused": self._refused[name]}
@@ -220,6 +223,9 @@ class Receiver:
                 reason=refusal.reason,
             )
             return refusal.reply
+        if judgement.handshake is not None:
+            self._counts["handshakes"] += 1
+            return judgement.handshake
         self._counts["accepted"] += 1
         if judgement.is_repeat:
             self._counts["repeats"] += 1
