@@ -20,6 +20,12 @@ CLOUDEVENTS = Source(
     name="CloudEvents webhook specification",
     url="https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md",
 )
+_CLOUDEVENTS = "https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents"
+CLOUDEVENTS_CORE = Source(name="CloudEvents 1.0.2", url=f"{_CLOUDEVENTS}/spec.md")
+CLOUDEVENTS_HTTP = Source(
+    name="CloudEvents 1.0.2, HTTP protocol binding", url=f"{_CLOUDEVENTS}/bindings/http-protocol-binding.md"
+)
+CLOUDEVENTS_JSON = Source(name="CloudEvents 1.0.2, JSON event format", url=f"{_CLOUDEVENTS}/formats/json-format.md")
 SERVICESTACK = Source(name="ServiceStack.Webhooks", url="https://github.com/jezzsantos/ServiceStack.Webhooks")
 OWASP_SSRF = Source(
     name="OWASP: preventing server-side request forgery",

@@ -80,6 +80,7 @@ class CommandSender:
             schemes=list(wish.schemes),
             schedule=list(wish.schedule),
             timeout=wish.timeout,
+            **_further(wish),
         )
         return Subscribed(id=str(made.get("id", "")), public_key=made.get("public_key"))
 
@@ -159,3 +160,8 @@ class CommandSender:
             self._process.kill()
             await self._process.wait()
         await self._reading
+
+
+def _further(wish: Wish) -> dict[str, object]:
+    """What is asked only of senders that said they can: others need not know of it."""
+    return {name: value for name, value in (("handshake", wish.handshake), ("body", wish.body)) if value}

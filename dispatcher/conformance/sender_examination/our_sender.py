@@ -142,6 +142,8 @@ async def _start(data_dir: Path, *options: str, authority: Path | None) -> _Runn
     log_path = data_dir.with_suffix(".log")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
     environment.pop("DATABASE_URL", None)
+    # The machine's own name, which would be taken else, may be none that DNS knows.
+    environment["DISPATCHER_WEBHOOK_ORIGIN"] = "dispatcher.test"
     if authority is not None:
         environment["SSL_CERT_FILE"] = str(authority)
     command = (sys.executable, "-m", "dispatcher.cli")
@@ -202,4 +204,8 @@ def _subscription(wish: Wish) -> bytes:
         wanted["schemes"] = list(wish.schemes)
     if wish.schedule:
         wanted["retry_schedule"] = list(wish.schedule)
+    if wish.handshake:
+        wanted["verification"] = "handshake"
+    if wish.body:
+        wanted["body"] = wish.body
     return json.dumps(wanted).encode()

@@ -9,92 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.sender_examination.scenario import PROMPT, QUICK, SCENARIOS, SILENCE, Observed, Scenario
+from dispatcher.conformance.sender_examination.scenario import deliver as _deliver
+from dispatcher.conformance.sender_examination.scenario import observed as _observed
+from dispatcher.conformance.sender_examination.scenario import scenario as _scenario
 from dispatcher.conformance.sender_examination.senders import Refused
-from dispatcher.conformance.sender_examination.stage import Seen, Stage, Subject
+from dispatcher.conformance.sender_examination.stage import Stage, Subject
 
-#: seconds within which what has to come comes
-PROMPT = 10.0
-#: seconds of silence after which nothing more is expected
-SILENCE = 1.5
+__all__ = ["DEADLINE", "ODD_PAYLOADS", "SCENARIOS", "SPELLINGS", "Observed", "Scenario"]
+
 #: a deadline for one request, seconds, where a scenario lets it pass
 DEADLINE = 1.0
-#: seconds between tries where they have to be quick, and where they have to fall into different seconds
-QUICK = (0.2,)
+#: seconds between tries where they have to fall into different seconds
 SPACED = (1.1,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observed:
-    """What came of a scenario."""
-
-    subjects: dict[str, Subject]
-    #: whatever else was found out, by name
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Subject:
-        return self.subjects[name]
-
-    @property
-    def seen(self) -> list[Seen]:
-        """The requests to all subjects."""
-        return [one for subject in self.subjects.values() for one in subject.seen]
-
-    @property
-    def messages(self) -> list[list[Seen]]:
-        """The requests of each message."""
-        return [ones for subject in self.subjects.values() for ones in subject.messages.values()]
-
-    @property
-    def gaps(self) -> list[list[float]]:
-        """Of each message the seconds between one request and the next."""
-        return [gaps for subject in self.subjects.values() for gaps in subject.gaps]
-
-    @property
-    def published(self) -> int:
-        """How many messages there should be."""
-        return sum(len(subject.published) for subject in self.subjects.values())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """One situation."""
-
-    name: str
-    #: a sentence: what is done in it
-    title: str
-    #: what the sender has to be able to do
-    needs: frozenset[str]
-    play: Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-SCENARIOS: dict[str, Scenario] = {}
-
-_Play = Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-def _scenario(title: str, *needs: str) -> Callable[[_Play], _Play]:
-    def register(play: _Play) -> _Play:
-        name = play.__name__.strip("_").replace("_", "-")
-        SCENARIOS[name] = Scenario(name=name, title=title, needs=frozenset(needs) | {"subscribe"}, play=play)
-        return play
-
-    return register
-
-
-def _observed(*subjects: Subject, **facts: object) -> Observed:
-    return Observed(subjects={one.name: one for one in subjects}, facts=facts)
-
-
-async def _deliver(stage: Stage, subject: Subject, *, times: int = 1, requests: int = 1, **wish: object) -> None:
-    """Subscribe, publish, and wait until so many requests of each message have come, and then for silence."""
-    await stage.subscribe(subject, **wish)  # type: ignore[arg-type]  # passed through
-    await stage.publish(subject, times=times)
-    await subject.wait(times * requests, within=PROMPT)
-    await subject.rest(SILENCE)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ ABILITIES = {
     "rotate": "rotate a secret with an overlap",
     "strict": "run as in production, where loopback and private addresses are refused",
     "authority": "trust a certificate authority of the kit's",
+    "handshake": "ask an endpoint by the handshake of CloudEvents webhooks before it sends",
+    "body:cloudevents-binary": "send CloudEvents in binary mode",
+    "body:cloudevents-structured": "send CloudEvents in structured mode",
     "scheme:websub": "sign by WebSub",
     "scheme:github": "sign as GitHub does",
     "scheme:standard": "sign by Standard Webhooks",
@@ -51,6 +54,10 @@ class Wish:
     schedule: Sequence[float] = ()
     #: seconds for one request
     timeout: float = 5.0
+    #: the endpoint is asked by a handshake first
+    handshake: bool = False
+    #: `cloudevents-binary` or `cloudevents-structured`; empty: what the sender does by itself
+    body: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

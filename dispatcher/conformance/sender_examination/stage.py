@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import secrets
 import ssl
 import time
@@ -14,6 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from dispatcher.conformance.faults import Script
+from dispatcher.conformance.sender_examination import handshakes
+from dispatcher.conformance.sender_examination.handshakes import Consent, Handshake
 from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
 from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
 from dispatcher.conformance.wire.exchange import Exchange
@@ -24,6 +27,8 @@ from dispatcher.conformance.wire.server import WireServer
 ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
 #: where the time of an attempt may stand
 TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
+#: what a CloudEvent in structured mode is called
+STRUCTURED = "application/cloudevents+json"
 #: what a subject gets that a scenario says nothing else about
 PAYLOAD = b'{"n": 1}'
 
@@ -43,12 +48,25 @@ class Seen:
     @property
     def id(self) -> str | None:
         """The id of its message."""
-        return next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        in_headers = next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        return in_headers or _structured_id(self.request)
 
     @property
     def timestamp(self) -> str | None:
         """The time that it claims to be of, as it stands there."""
         return next((value for name in TIME_HEADERS if (value := self.request.header(name))), None)
+
+
+def _structured_id(request: Received) -> str | None:
+    """The id within a CloudEvent in structured mode, which needs none in a header."""
+    if (request.header("Content-Type") or "").partition(";")[0].strip().lower() != STRUCTURED:
+        return None
+    try:
+        event = json.loads(request.body)
+    except (ValueError, RecursionError):
+        return None
+    id_ = event.get("id") if isinstance(event, dict) else None
+    return id_ if isinstance(id_, str) else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,6 +84,9 @@ class Subject:
     subscribed: Subscribed | None = None
     #: why the sender did not take the subscription
     refused: str | None = None
+    #: what it answers to a sender that asks whether it may send, and each time that one did
+    consent: Consent = field(default_factory=Consent, repr=False)
+    handshakes: list[Handshake] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     published: list[bytes] = field(default_factory=list, repr=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
@@ -202,7 +223,15 @@ class Stage:
         self._subjects[path] = subject
         return subject
 
-    async def subscribe(self, subject: Subject, *, schedule: Sequence[float] = (), deadline: float = 5.0) -> Subject:
+    async def subscribe(
+        self,
+        subject: Subject,
+        *,
+        schedule: Sequence[float] = (),
+        deadline: float = 5.0,
+        handshake: bool = False,
+        body: str = "",
+    ) -> Subject:
         """Subscribe a subject. Raises Refused."""
         subject.subscribed = await self.sender.subscribe(
             Wish(
@@ -212,6 +241,8 @@ class Stage:
                 schemes=subject.schemes,
                 schedule=tuple(schedule),
                 timeout=deadline,
+                handshake=handshake,
+                body=body,
             )
         )
         return subject
@@ -228,6 +259,11 @@ class Stage:
         if not found:
             self.strays.append(request)
             await exchange.reply(Reply(status=404))
+            return
+        if handshakes.is_handshake(request):
+            asked = Handshake(request=request)
+            found[0].handshakes.append(asked)
+            await handshakes.answer(exchange, found[0].consent, asked, time.monotonic)
             return
         seen = found[0].begin(request)
         behaviour = Script.parse(seen.answer).next(request)
