@@ -23,16 +23,120 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Sender, Subscription, hexadecimal, serve
+from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Refusal, Sender, Subscription, hexadecimal, serve
 
 Headers = list[tuple[str, str]]
 
 
-class Complete(Sender):
+class Shaking(Sender):
+    """CloudEvents: it asks by a handshake whom to send to, keeps the rate that is granted, and sends both forms."""
+
+    name = "shaking-sender 1.0"
+    abilities = Sender.abilities | {"handshake", "body:cloudevents-binary", "body:cloudevents-structured"}
+    origin = "sender.test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: by the id of the subscription: the form of its bodies; requests a minute, if there is a limit
+        self.forms: dict[str, str] = {}
+        self.rates: dict[str, float] = {}
+        #: those that agreed, and when each may be sent to next
+        self.agreed: set[str] = set()
+        self.turns: dict[str, float] = {}
+
+    async def subscribe(self, **wish: Any) -> dict[str, Any]:
+        """Make a subscription; one with a handshake is sent to once its endpoint has agreed."""
+        made = await super().subscribe(**wish)
+        subscription = self.subscriptions[made["id"]]
+        self.forms[subscription.id] = wish.get("body", "")
+        if wish.get("handshake"):
+            subscription.active = False
+            await self.shake(subscription)
+        return made
+
+    async def shake(self, subscription: Subscription) -> None:
+        """Ask the endpoint."""
+        answer = await self.ask(subscription)
+        if answer.status is not None and self.is_granted(answer):
+            self.rates[subscription.id] = self.rate(answer)
+            self.agreed.add(subscription.id)
+            await self.enable(subscription.id)
+
+    async def ask(self, subscription: Subscription) -> Answer:
+        """One OPTIONS request."""
+        target = "/" + subscription.url.partition("://")[2].partition("/")[2]
+        headers = [("User-Agent", self.name.replace(" ", "/")), ("Connection", "close"), *self.asking()]
+        try:
+            response = await self.client.request(
+                self.method(), subscription.url, headers=headers, extensions={"target": target.encode()}
+            )
+        except httpx.HTTPError:
+            return Answer(status=None)
+        return Answer(status=response.status_code, headers=response.headers)
+
+    def method(self) -> str:
+        """By which it is asked."""
+        return "OPTIONS"
+
+    def asking(self) -> Headers:
+        """What a handshake says."""
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "120")]
+
+    def is_granted(self, answer: Answer) -> bool:
+        """Whether an answer lets us send."""
+        return answer.headers.get("WebHook-Allowed-Origin") in {"*", self.origin}
+
+    def rate(self, answer: Answer) -> float:
+        """Requests a minute."""
+        said = answer.headers.get("WebHook-Allowed-Rate", "*")
+        return float(said) if said.isdigit() else float("inf")
+
+    def start(self, subscription: Subscription, message: Message) -> None:
+        """Deliver in the background, in the form that was asked for."""
+        if self.forms.get(subscription.id) == "cloudevents-structured":
+            message.body = self.structured(message)
+        super().start(subscription, message)
+
+    def structured(self, message: Message) -> bytes:
+        """The body in structured mode."""
+        about = json.dumps(self.attributes(message) | {"datacontenttype": "application/json"}).encode()
+        return about[:-1] + b', "data": ' + message.body + b"}"
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        """What CloudEvents wants to be said of an event."""
+        return {"specversion": "1.0", "id": message.id, "source": "/tests", "type": message.event}
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """All headers of an attempt."""
+        headers = super().headers(subscription, message, body)
+        if subscription.id in self.agreed:
+            headers.append(("WebHook-Request-Origin", self.origin))
+        match self.forms.get(subscription.id):
+            case "cloudevents-binary":
+                return headers + [(f"ce-{name}", str(value)) for name, value in self.attributes(message).items()]
+            case "cloudevents-structured":
+                return [one for one in headers if one[0] != "Content-Type"] + [self.structured_type()]
+        return headers
+
+    def structured_type(self) -> tuple[str, str]:
+        """The Content-Type in structured mode."""
+        return "Content-Type", "application/cloudevents+json; charset=utf-8"
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        """One request, when it is its turn."""
+        rate = self.rates.get(subscription.id, float("inf"))
+        now = time.monotonic()
+        turn = max(now, self.turns.get(subscription.id, now))
+        self.turns[subscription.id] = turn + 60.0 / rate
+        await asyncio.sleep(turn - now)
+        return await super().post(subscription, headers, body)
+
+
+class Complete(Shaking):
     """It can all that a check asks for: signatures by key pairs and by RFC 9421, and refusing its own machine."""
 
     name = "complete-sender 1.0"
-    abilities = Sender.abilities | {
+    abilities = Shaking.abilities | {
         "strict",
         "scheme:standard-ed25519",
         "scheme:rfc9421",
@@ -272,6 +376,43 @@ class CloudEvents(Sender):
         return _renamed(headers, named) + about
 
 
+class Quiet(Shaking):
+    """Structured events with no id but the event's own, signed by WebSub; whoever does not agree is not subscribed."""
+
+    name = "quiet-sender 1.0"
+    abilities = frozenset({"subscribe", "schedule", "scheme:websub", "handshake", "body:cloudevents-structured"})
+
+    async def subscribe(self, **wish: Any) -> dict[str, Any]:
+        """Make a subscription, all of whose bodies are events in structured mode."""
+        made = await super().subscribe(**(wish | {"body": "cloudevents-structured"}))
+        if wish.get("handshake") and made["id"] not in self.agreed:
+            del self.subscriptions[made["id"]]
+            raise Refusal("the endpoint does not agree")
+        return made
+
+    def asking(self) -> Headers:
+        """What a handshake says; no rate is asked for."""
+        return [("WebHook-Request-Origin", self.origin)]
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """All headers of an attempt."""
+        subscription.schemes = ("websub",)
+        names = {"webhook-id", "webhook-timestamp"}
+        return [one for one in super().headers(subscription, message, body) if one[0] not in names]
+
+
+class Background(Shaking):
+    """It asks behind the answer to whoever subscribes, and holds events until the endpoint has agreed."""
+
+    name = "background-sender 1.0"
+
+    async def shake(self, subscription: Subscription) -> None:
+        """Ask the endpoint, and wait for nobody."""
+        task = asyncio.create_task(super().shake(subscription))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
 class Modest(Sender):
     """It can subscribe, and that is all: its schedule is its own, and nobody can ask it for anything."""
 
@@ -398,6 +539,8 @@ GOOD = {
     "wire": Good(make=Wire),
     "enveloped": Good(make=Enveloped),
     "cloudevents": Good(make=CloudEvents),
+    "quiet": Good(make=Quiet),
+    "background": Good(make=Background),
     "modest": Good(make=Modest),
     "websub": Good(make=Websub),
     "backoff": Good(make=Backoff),

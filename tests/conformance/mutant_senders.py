@@ -23,7 +23,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, serve, standard
-from tests.conformance.good_senders import Complete, Headers, Wire
+from tests.conformance.good_senders import Background, Complete, Headers, Shaking, Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1142,6 +1142,35 @@ class DropsRedirected(Sender):
         return super().is_refusal(answer) or (answer.status is not None and 300 <= answer.status < 400)
 
 
+@_mutant("REDIR-03", says="it has a Referer")
+class RefersAfterRedirect(Sender):
+    """After a redirect the next attempt says in a Referer where it was sent from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redirected: set[str] = set()
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        if subscription.id in self.redirected:
+            headers = [*headers, ("Referer", subscription.url)]
+        answer = await super().post(subscription, headers, body)
+        if answer.status is not None and 300 <= answer.status < 400:
+            self.redirected.add(subscription.id)
+        return answer
+
+
+@_mutant("REDIR-03", says="the URL stands in X-Redirected-From")
+class TellsWhereItCameFrom(Sender):
+    """A redirect by 307 is followed, and the place that it points to is told of the first URL."""
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        answer = await super().post(subscription, headers, body)
+        if answer.status != 307:
+            return answer
+        moved = Subscription(url=answer.headers["Location"], secret=subscription.secret)
+        return await super().post(moved, [*headers, ("X-Redirected-From", subscription.url)], body)
+
+
 #: seconds after which the endless ends all the same, so that no test waits for it
 _MUCH_LATER = 4.0
 #: seconds from one byte to the next; an endpoint that drips takes one, and more where the machine is busy
@@ -1361,7 +1390,7 @@ class StaysDisabled(Sender):
 # --- rotation, TLS, its own machine ------------------------------------------------------------------------
 
 
-@_mutant("ROT-01")
+@_mutant("ROT-01", "ROT-05")
 class NoSecondSignature(Sender):
     """In the overlap only the new secret signs, but where a receiver refuses it."""
 
@@ -1369,7 +1398,7 @@ class NoSecondSignature(Sender):
         return super().signature(scheme, secrets[:1], message, timestamp, body)
 
 
-@_mutant("ROT-01")
+@_mutant("ROT-01", "ROT-04", "ROT-06", "ROT-08")
 class OldOnly(Sender):
     """In the overlap only the old secret signs."""
 
@@ -1417,6 +1446,341 @@ class RotatesNever(Sender):
 
     async def rotate(self, subscription: str, secret: str, overlap: float) -> dict[str, Any]:
         return {}
+
+
+@_mutant("ROT-05", "ROT-07", "ROT-08")
+class OverlapInNameOnly(Sender):
+    """An overlap is taken and not kept: the old secret ends at once."""
+
+    async def rotate(self, subscription: str, secret: str, overlap: float) -> dict[str, Any]:
+        return await super().rotate(subscription, secret, 0.0)
+
+
+@_mutant("ROT-04", "ROT-06")
+class RotatesAtTheEnd(Sender):
+    """The new secret signs once the overlap is over."""
+
+    async def rotate(self, subscription: str, secret: str, overlap: float) -> dict[str, Any]:
+        return {}
+
+
+@_mutant("ROT-08", says="old-websub")
+class DisablesWhoRefusesOnce(Sender):
+    """A receiver of the old secret gets the second attempt, and is disabled for the first all the same."""
+
+    async def deliver(self, subscription: Subscription, message: Message) -> None:
+        await super().deliver(subscription, message)
+        if message.by_old_secret:
+            subscription.active = False
+
+
+# --- CloudEvents ------------------------------------------------------------------------------------------
+
+
+@_mutant("CE-01", says="no OPTIONS")
+class AsksByGet(Shaking):
+    """A handshake is a GET."""
+
+    def method(self) -> str:
+        return "GET"
+
+
+@_mutant("CE-01", says="the target is not")
+class AsksWithoutQuery(Shaking):
+    """A handshake goes to the URL without its query."""
+
+    async def ask(self, subscription: Subscription) -> Answer:
+        asked = Subscription(url=subscription.url.partition("?")[0], secret="")
+        return await super().ask(asked)
+
+
+@_mutant("CE-02", says="it is no DNS name")
+class OriginIsUrl(Shaking):
+    """The origin is a URL, as an Origin header has it."""
+
+    origin = "https://sender.test"
+
+
+@_mutant("CE-02", says="it is no DNS name")
+class OriginWithPort(Shaking):
+    """The origin has a port."""
+
+    origin = "sender.test:443"
+
+
+@_mutant("CE-02", says="is there 2 times")
+class TwoOrigins(Shaking):
+    """Two origins are named."""
+
+    def asking(self) -> Headers:
+        return [*super().asking(), ("WebHook-Request-Origin", "other.test")]
+
+
+@_mutant("CE-03", says="it is not")
+class AsksForNothing(Shaking):
+    """The rate that is asked for is zero."""
+
+    def asking(self) -> Headers:
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "0")]
+
+
+@_mutant("CE-03", says="it is not")
+class AsksForFraction(Shaking):
+    """The rate that is asked for has a fraction."""
+
+    def asking(self) -> Headers:
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "0.5")]
+
+
+@_mutant("CE-04", says="200 without a name: 2 requests")
+class StatusIsConsent(Shaking):
+    """Any 2xx is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return answer.status is not None and answer.status < 300
+
+
+@_mutant("CE-04", says="200 with another name: 2 requests")
+class HeaderIsConsent(Shaking):
+    """Any name is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return "WebHook-Allowed-Origin" in answer.headers
+
+
+@_mutant("CE-04", says="200 with a longer name: 2 requests")
+class PrefixIsConsent(Shaking):
+    """A name that begins like ours is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return str(answer.headers.get("WebHook-Allowed-Origin", "")).startswith((self.origin, "*"))
+
+
+@_mutant("CE-04", says="200 with a subdomain: 2 requests")
+class SuffixIsConsent(Shaking):
+    """A name that ends like ours is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return str(answer.headers.get("WebHook-Allowed-Origin", "")).endswith((self.origin, "*"))
+
+
+@_mutant("CE-04", says="405: 2 requests")
+class NoHandshakeIsConsent(Shaking):
+    """Who does not know OPTIONS is taken to agree."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return answer.status == 405 or super().is_granted(answer)
+
+
+@_mutant("CE-05", says="requests came before")
+class SendsMeanwhile(Background):
+    """Events are sent while the endpoint has not answered yet."""
+
+    async def shake(self, subscription: Subscription) -> None:
+        subscription.active = True
+        await super().shake(subscription)
+
+
+@_mutant("CE-06", says="own name: 0 of 2")
+class WantsAsterisk(Shaking):
+    """Only an asterisk is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return "*" in answer.headers.get_list("WebHook-Allowed-Origin")
+
+
+@_mutant("CE-06", says="any name: 0 of 2")
+class WantsOwnName(Shaking):
+    """An asterisk is not understood."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return self.origin in answer.headers.get_list("WebHook-Allowed-Origin")
+
+
+@_mutant("CE-07", says="is not that of the handshake")
+class NamesNobody(Shaking):
+    """Deliveries do not name the origin."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "WebHook-Request-Origin", None)
+
+
+@_mutant("CE-07", says="is not that of the handshake")
+class NamesItsHost(Shaking):
+    """Deliveries name the host that they come from instead of the origin."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "WebHook-Request-Origin", "node-7.sender.test")
+
+
+@_mutant("CE-08", says="came within")
+class IgnoresGrantedRate(Shaking):
+    """A granted rate means nothing."""
+
+    def rate(self, answer: Answer) -> float:
+        return float("inf")
+
+
+@_mutant("CE-08", says="came within")
+class RateBySecond(Shaking):
+    """A granted rate is taken for one of requests a second."""
+
+    def rate(self, answer: Answer) -> float:
+        return super().rate(answer) * 60
+
+
+class _OtherAttributes(Shaking):
+    """What is said of an event is something else."""
+
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        said = super().attributes(message) | dict(self.changes)
+        return {name: value for name, value in said.items() if value is not None}
+
+
+@_mutant("CE-11", "CE-22", says="source is missing")
+class NoSource(_OtherAttributes):
+    """An event has no source."""
+
+    changes = (("source", None),)
+
+
+@_mutant("CE-11", "CE-22", says="type is missing, empty")
+class EmptyType(_OtherAttributes):
+    """The type of an event is empty."""
+
+    changes = (("type", ""),)
+
+
+@_mutant("CE-12", "CE-23", says="the version is another")
+class OldVersion(_OtherAttributes):
+    """The version is that of a draft."""
+
+    changes = (("specversion", "0.3"),)
+
+
+@_mutant("CE-12", "CE-23", says="the source is none")
+class SourceInWords(_OtherAttributes):
+    """The source is no reference to a URI."""
+
+    changes = (("source", "the shop <1>"),)
+
+
+@_mutant("CE-15", says="is not percent-encoded")
+class SpacesInHeaders(_OtherAttributes):
+    """A subject with spaces goes into its header as it is."""
+
+    changes = (("subject", "order 7"),)
+
+
+@_mutant("CE-15", says="other characters")
+class Underscores(_OtherAttributes):
+    """An extension has an underscore in its name."""
+
+    changes = (("tenant_id", "7"),)
+
+
+@_mutant("CE-26", says="other characters")
+class CamelCase(_OtherAttributes):
+    """An extension has upper case in its name."""
+
+    changes = (("tenantId", "7"),)
+
+
+@_mutant("CE-22", says="specversion is missing, empty, or no text")
+class NumberForVersion(_OtherAttributes):
+    """The version is a number."""
+
+    changes = (("specversion", 1.0),)
+
+
+@_mutant("CE-28", says="two events have the same")
+class OneIdForAll(_OtherAttributes):
+    """All events have one id."""
+
+    changes = (("id", "1"),)
+
+
+@_mutant("CE-13", says="Content-Type is application/cloudevents+json")
+class StructuredTypeInBinary(Shaking):
+    """In binary mode the Content-Type says that the event is in structured mode."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), *self.structured_type())
+
+
+@_mutant("CE-13", says="the data is not what was published")
+class EnvelopeInBinary(Shaking):
+    """In binary mode the body is an envelope around the data."""
+
+    def body(self, message: Message) -> bytes:
+        return b'{"data": ' + message.body + b"}"
+
+
+@_mutant("CE-14", says="it changed")
+class EventIdPerAttempt(Shaking):
+    """In binary mode each attempt is an event of its own."""
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        return super().attributes(message) | {"id": f"{message.id}-{message.attempt}"}
+
+
+@_mutant("CE-25", says="it changed")
+class EventMadeAnew(Shaking):
+    """In structured mode each attempt is an event of its own."""
+
+    def body(self, message: Message) -> bytes:
+        return message.body.replace(message.id.encode(), f"{message.id}-{message.attempt}".encode())
+
+
+@_mutant("CE-21", says="it is application/json")
+class StructuredAsJson(Shaking):
+    """In structured mode the body is called JSON."""
+
+    def structured_type(self) -> tuple[str, str]:
+        return "Content-Type", "application/json"
+
+
+@_mutant("CE-24", says="the data is not what was published")
+class DataAsText(Shaking):
+    """In structured mode the data is a text of its JSON."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message) | {"data": message.body.decode()}).encode()
+
+
+@_mutant("CE-24", "CE-29", says="there is no data")
+class OnlyTells(Shaking):
+    """In structured mode the data is left out."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message)).encode()
+
+
+@_mutant("CE-24", says="the data is not what was published")
+class OtherDataInBase64(Shaking):
+    """In structured mode the data is in base64, and not whole."""
+
+    def structured(self, message: Message) -> bytes:
+        data = base64.b64encode(b'{"n":null}').decode()
+        return json.dumps(self.attributes(message) | {"data_base64": data}).encode()
+
+
+@_mutant("CE-29", says="it is in base64")
+class DataInBase64(Shaking):
+    """In structured mode the data is in base64."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message) | {"data_base64": base64.b64encode(message.body).decode()}).encode()
+
+
+@_mutant("CE-27", says="it is another")
+class TextForJson(Shaking):
+    """In structured mode the data is called a plain text."""
+
+    def structured(self, message: Message) -> bytes:
+        return super().structured(message).replace(b'"application/json"', b'"text/plain"')
 
 
 @_mutant("TLS-01", "TLS-02", "TLS-03")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -317,16 +318,26 @@ def _(seen: Observed) -> str | None:
     MUST,
     "cloudevents-structured",
     CLOUDEVENTS_JSON,
-    "In structured mode `data` is the JSON that was published, not a text of it.",
+    "In structured mode the data is the JSON that was published, not a text of it.",
 )
 def _(seen: Observed) -> str | None:
     def wrong(subject: Subject, event: dict[str, Any]) -> str | None:
+        if "data_base64" in event:
+            return _wrong_base64(subject, event["data_base64"])
         if "data" not in event:
             return "there is no data"
         same = _plain(event["data"]) == _value(subject.published[0])
         return None if same else "the data is not what was published"
 
     return _each_event(seen, wrong)
+
+
+def _wrong_base64(subject: Subject, text: object) -> str | None:
+    """A sender to which data is bytes may write it so (JSON event format, section 3.1)."""
+    try:
+        return _wrong_data(subject, base64.b64decode(str(text), validate=True))
+    except ValueError:
+        return "data_base64 is no base64"
 
 
 @check(
@@ -381,3 +392,15 @@ def _(seen: Observed) -> str | None:
         return "no request came, or no event in one"
     shared = [mine & other for mine, other in itertools.combinations(keys, 2) if mine & other]
     return "two events have the same" if shared else None
+
+
+@check(
+    "CE-29", SHOULD, "cloudevents-structured", CLOUDEVENTS_JSON, "In structured mode JSON is JSON, and not in base64."
+)
+def _(seen: Observed) -> str | None:
+    def wrong(_subject: Subject, event: dict[str, Any]) -> str | None:
+        if "data_base64" in event:
+            return "it is in base64"
+        return None if "data" in event else "there is no data"
+
+    return _each_event(seen, wrong)
