@@ -49,19 +49,16 @@ async def _handshake(stage: Stage, _authority: Authority) -> Observed:
     for name, consent in (GRANTS | DENIALS).items():
         subject = stage.place(name.replace(" ", "-"), rest="/a%2Fb?x=1&x=2")
         subject.consent = consent
-        subjects.append(subject)
-
-    async def play(subject: Subject) -> None:
         # A sender may refuse to subscribe who does not agree; and where there is no subscription, nothing comes.
         with contextlib.suppress(Refused):
             await stage.subscribe(subject, handshake=True)
-            await _asked(subject)
+        subjects.append(subject)
+    await asyncio.gather(*(_asked(one) for one in subjects))
+    for subject in subjects:
+        with contextlib.suppress(Refused):
             await stage.publish(subject, times=2)
-        if subject.name in {name.replace(" ", "-") for name in GRANTS}:
-            await subject.wait(2, within=PROMPT)
-        await subject.rest(2 * SILENCE)
-
-    await asyncio.gather(*(play(one) for one in subjects))
+    await asyncio.gather(*(one.wait(2, within=PROMPT) for one in subjects[: len(GRANTS)]))
+    await asyncio.gather(*(one.rest(2 * SILENCE) for one in subjects))
     return observed(*subjects)
 
 
