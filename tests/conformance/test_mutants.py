@@ -15,6 +15,7 @@ from dispatcher.conformance.results import Level, Outcome, Report
 from dispatcher.conformance.sender_examination.checks import CHECKS
 from dispatcher.conformance.sender_examination.command_sender import CommandSender
 from dispatcher.conformance.sender_examination.examination import examine
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from tests.conformance.good_senders import GOOD, Good
 from tests.conformance.mutant_senders import MUTANTS, Mutant
 from tests.conformance.nursery import Nursery, nursery
@@ -46,8 +47,11 @@ def certificate(authority: Authority, tmp_path: Path) -> Path:
 
 
 async def _examined(command: list[str], authority: Authority, certificate: Path, *only: str) -> Report:
-    async with CommandSender(command, authority=certificate) as sender:
-        return await examine(sender, authority, only=only)
+    async with (
+        Neighbourhood(authority) as next_door,
+        CommandSender(command, authority=certificate, neighbourhood=next_door) as sender,
+    ):
+        return await examine(sender, authority, neighbourhood=next_door, only=only)
 
 
 def _escapes(mutant: Mutant, report: Report) -> list[str]:
