@@ -52,7 +52,7 @@ class Mutant:
             return 0
         if "RETRY-04" in self.checks:
             return 2
-        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS"} else 3
+        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS", "EGRESS"} else 3
 
 
 MUTANTS: dict[str, Mutant] = {}

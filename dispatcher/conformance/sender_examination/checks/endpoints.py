@@ -176,14 +176,19 @@ def _of_kind(seen: Observed, kind: str) -> list[Subject]:
 
 def _gone_astray(seen: Observed, kind: str, address: str) -> str | None:
     """What came to an address that nobody admits, by names of one kind."""
-    unproven = _not_delivered(seen)
-    if unproven:
-        raise Unproven(f"it shows nothing while EGRESS-03 fails: {unproven}")
     found = ((one.name, sorted({request.at for request in one.seen} - {ADMITTED})) for one in _of_kind(seen, kind))
     text = first(f"{name}: a request came to {', '.join(places)}" for name, places in found if places)
     dialled = seen.facts["dialled"]
     assert isinstance(dialled, dict)
     return text or (f"{dialled[address]} connections came to {address}" if dialled[address] else None)
+
+
+def _unless_unproven(seen: Observed, wrong: str | None) -> str | None:
+    """What was wrong. That nothing was means something only if the sender does send as in production."""
+    unproven = _not_delivered(seen)
+    if wrong is None and unproven:
+        raise Unproven(f"it shows nothing while EGRESS-03 fails: {unproven}")
+    return wrong
 
 
 @check(
@@ -197,7 +202,7 @@ def _(seen: Observed) -> str | None:
     "EGRESS-04", MUST, "names", OWASP_SSRF, "A name that leads to loopback is not connected to, though it was taken."
 )
 def _(seen: Observed) -> str | None:
-    return _gone_astray(seen, "loopback", LOOPBACK)
+    return _unless_unproven(seen, _gone_astray(seen, "loopback", LOOPBACK))
 
 
 @check(
@@ -208,17 +213,15 @@ def _(seen: Observed) -> str | None:
     "A name that leads elsewhere once it was looked at is not followed there (DNS rebinding).",
 )
 def _(seen: Observed) -> str | None:
-    return _gone_astray(seen, "rebound", REBOUND)
+    return _unless_unproven(seen, _gone_astray(seen, "rebound", REBOUND))
 
 
 @check("EGRESS-06", MUST, "names", OWASP_SSRF, "Of a name's addresses none is connected to that is refused by itself.")
 def _(seen: Observed) -> str | None:
-    return _gone_astray(seen, "mixed", MIXED)
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED))
 
 
 @check("EGRESS-07", SHOULD, "names", OWASP_SSRF, "A name with one address that is refused is sent nothing at all.")
 def _(seen: Observed) -> str | None:
-    wrong = _gone_astray(seen, "mixed", MIXED)
-    return wrong or first(
-        f"{one.name}: a request came to {one.seen[0].at}" for one in _of_kind(seen, "mixed") if one.seen
-    )
+    sent = first(f"{one.name}: a request came to {one.seen[0].at}" for one in _of_kind(seen, "mixed") if one.seen)
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED) or sent)
