@@ -31,7 +31,7 @@ def query(name: str, kind: int = A, *, number: int = 0x1234, class_: int = 1) ->
     return struct.pack("!HHHHHH", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, class_)
 
 
-async def exchange(name_server: str, datagram: bytes, *, within: float = 2.0) -> bytes:
+async def exchange(name_server: str, datagram: bytes, *, within: float = 5.0) -> bytes:
     """What a datagram is answered. Raises TimeoutError."""
     host, _, port = name_server.rpartition(":")
     transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(

@@ -204,7 +204,7 @@ class Strict(Subscription):
     """What is sent as in production."""
 
     schedule: tuple[float, ...] = (0.2, 0.2)
-    timeout: float = 5.0
+    timeout: float = 15.0
     #: the host that TLS is to name, where the URL has an address instead
     sni: str | None = None
 
