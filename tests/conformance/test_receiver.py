@@ -802,7 +802,7 @@ def documented(language: str) -> list[str]:
 
 
 def test_the_examples_of_the_docs(tmp_path: Path) -> None:
-    start, send, forge, look, wait, misbehave, start_callbacks, callbacks = documented("sh")
+    start, send, forge, look, wait, misbehave, start_callbacks, callbacks, *_ = documented("sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
     ports: dict[str, str] = {}
@@ -845,6 +845,24 @@ def test_the_examples_of_the_docs(tmp_path: Path) -> None:
         for process in (judge, callback):
             process.terminate()
         assert [process.wait(10) for process in (judge, callback)] == [0, 0]
+
+
+def test_the_example_of_names(tmp_path: Path) -> None:
+    start, ask = documented("sh")[-2:]
+    words = start.removeprefix("dispatcher receiver ").replace("--port 8085 --control-port 8086 ", "")
+    log = tmp_path / "log"
+    with launched(*words.replace("5353", "0").split(), log=log) as process:
+        port = first_line(process, log).rpartition(":")[2]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-ec", ask.replace("5353", port)],
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.stdout.splitlines() == ["127.0.0.1", "127.0.0.2", "127.0.0.1 127.0.0.2"], done.stderr
 
 
 async def test_the_python_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
