@@ -16,7 +16,7 @@ import typer
 
 from dispatcher import logs
 from dispatcher.cli import inputs
-from dispatcher.cli.running import Json, fail
+from dispatcher.cli.speaking import Json, fail
 from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.faults import Script
 from dispatcher.conformance.receiver.addresses import parse_networks
@@ -27,7 +27,10 @@ from dispatcher.conformance.receiver.handshakes import MAX_RATE
 from dispatcher.conformance.receiver.policy import Policy
 from dispatcher.conformance.receiver.receiver import ANY_PATH, Receiver
 from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
+from dispatcher.conformance.wire.name_server import MAX_TTL, NameServer
 from dispatcher.errors import ConfigError, DispatcherError
+
+app = typer.Typer(pretty_exceptions_enable=False)
 
 T = TypeVar("T")
 
@@ -40,6 +43,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _IN_SIGHT = "Others on this machine can see what stands on a command line; better"
 
 
+@app.command()
 def receiver(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -156,6 +160,20 @@ def receiver(
         list[str] | None,
         typer.Option(metavar="PATH=SCRIPT", help="What a path answers, * for any: /hooks=500,500,ok. Can be repeated."),
     ] = None,
+    name_server_port: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="UDP port of a name server on 127.0.0.1; 0 picks a free one."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ADDRESSES",
+            help="What the name server answers, query by query: a.test=127.0.0.2,127.0.0.3+::1. Can be repeated.",
+        ),
+    ] = None,
+    name_ttl: Annotated[
+        str, typer.Option(metavar="SECONDS", help="How long answers of the name server may be kept.")
+    ] = "0",
     answer: Annotated[str, typer.Option(metavar="STATUS", help="What is answered to what is accepted: a 2xx.")] = "202",
     as_json: Json = False,
 ) -> None:
@@ -201,6 +219,7 @@ def receiver(
         "control_port": _whole(control_port, "--control-port", least=0, most=65_535),
         "answer": _whole(answer, "--answer", least=200, most=299),
         "scripts": _scripts(script or ()),
+        "name_server": _name_server(name_server_port, name or (), name_ttl),
         "max_body": max(_MAX_BODY, (largest or 0) + 1),
     }
     logs.configure(level="info", style="json" if as_json else "auto")
@@ -218,12 +237,20 @@ async def _receive(policy: Policy, options: Mapping[str, Any], *, as_json: bool)
         loop.add_signal_handler(number, ended.set)
     try:
         async with Receiver(policy, **options) as running:
+            names = running.name_server.address if running.name_server else None
             if as_json:
-                ready = {"url": running.url, "control_url": running.control_url, "token": running.control_token}
+                ready = {
+                    "url": running.url,
+                    "control_url": running.control_url,
+                    "token": running.control_token,
+                    "name_server": names,
+                }
                 print(json.dumps(ready), flush=True)  # noqa: T201 - stdout's one line
             else:
                 if running.control_token:
                     print("token", running.control_token, flush=True)  # noqa: T201 - for whoever started it
+                if names:
+                    print("name server on", names, flush=True)  # noqa: T201 - as above
                 print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201
             await ended.wait()
     finally:
@@ -375,6 +402,21 @@ def _schemas(given: Sequence[str]) -> dict[str, dict[str, Any]] | None:
         _or_fail("--schema", partial(compile_schemas, {event: content}))
         found[event] = content
     return found or None
+
+
+def _name_server(port: str | None, given: Sequence[str], ttl: str) -> NameServer | None:
+    kept = _whole(ttl, "--name-ttl", least=0, most=MAX_TTL)
+    if port is None:
+        if given:
+            fail("--name needs --name-server-port")
+        return None
+    server = NameServer(port=_whole(port, "--name-server-port", least=0, most=65_535), ttl=kept)
+    for text in given:
+        name, equals, script = text.partition("=")
+        if not equals or not script:
+            fail("--name is NAME=ADDRESSES, such as a.test=127.0.0.2,127.0.0.3")
+        _or_fail("--name", partial(server.script, name, script))
+    return server
 
 
 def _issuer(secret: str | None, file: Path | None) -> CallbackIssuer | None:

@@ -14,6 +14,7 @@ HTTP = Source(name="RFC 9110", url="https://www.rfc-editor.org/rfc/rfc9110")
 HTTP11 = Source(name="RFC 9112", url="https://www.rfc-editor.org/rfc/rfc9112")
 JSON = Source(name="RFC 8259", url="https://www.rfc-editor.org/rfc/rfc8259")
 TLS = Source(name="RFC 9525", url="https://www.rfc-editor.org/rfc/rfc9525")
+OLD_TLS = Source(name="RFC 8996", url="https://www.rfc-editor.org/rfc/rfc8996")
 MESSAGE_SIGNATURES = Source(name="RFC 9421", url="https://www.rfc-editor.org/rfc/rfc9421")
 DIGEST = Source(name="RFC 9530", url="https://www.rfc-editor.org/rfc/rfc9530")
 CLOUDEVENTS = Source(

@@ -15,7 +15,7 @@ import random
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -24,8 +24,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Refusal, Sender, Subscription, hexadecimal, serve
+from tests.conformance.asking import AAAA, A, addresses
 
 Headers = list[tuple[str, str]]
+
+
+#: what is sent as in production is signed with
+STRICT_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
 
 
 class Shaking(Sender):
@@ -133,11 +138,12 @@ class Shaking(Sender):
 
 
 class Complete(Shaking):
-    """It can all that a check asks for: signatures by key pairs and by RFC 9421, and refusing its own machine."""
+    """It can all that a check asks for: signatures by key pairs and by RFC 9421, and sending as in production."""
 
     name = "complete-sender 1.0"
     abilities = Shaking.abilities | {
         "strict",
+        "resolver",
         "scheme:standard-ed25519",
         "scheme:rfc9421",
         "scheme:rfc9421-ed25519",
@@ -147,6 +153,8 @@ class Complete(Shaking):
         super().__init__()
         #: by the secret of the subscription that they belong to
         self.keys: dict[str, Ed25519PrivateKey] = {}
+        self.name_server: str | None = None
+        self.allowed_network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
 
     async def subscribe(self, **wish: Any) -> dict[str, Any]:
         """Make a subscription, with a key pair of its own."""
@@ -213,25 +221,96 @@ class Complete(Shaking):
         """By the shared secret."""
         return hmac.digest(secret.encode(), base, "sha256")
 
-    async def refuses(self, url: str) -> dict[str, Any]:
-        """Whether, in production, this URL is not taken."""
+    # --- as in production -----------------------------------------------------------------------------------
+
+    async def hello(
+        self, authority: str | None, name_server: str | None = None, allowed_network: str | None = None, **others: Any
+    ) -> dict[str, Any]:
+        """Say who we are, and keep whom we may ask, and where we may send to."""
+        self.name_server = name_server
+        self.allowed_network = ipaddress.ip_network(allowed_network) if allowed_network else None
+        return await super().hello(authority, **others)
+
+    async def send_strictly(self, url: str) -> dict[str, Any]:
+        """Take a URL as in production, and send a message there."""
+        is_taken = await self.takes(url)
+        if is_taken:
+            self.start(Strict(url=url, secret=STRICT_SECRET), Message(event="strict", body=b"{}"))
+        return {"taken": is_taken}
+
+    async def takes(self, url: str) -> bool:
+        """Whether nothing speaks against a URL that can be known without asking for a name."""
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
         if parts.username is not None or host == "localhost" or host.endswith(".localhost"):
-            return {"refuses": True}
+            return False
+        literal = self.literal(host)
+        return not literal or bool(self.vetted(literal))
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        """One request; as in production only to addresses that were vetted."""
+        if not isinstance(subscription, Strict):
+            return await super().post(subscription, headers, body)
+        host = urlsplit(subscription.url).hostname or ""
+        for address in self.vetted(await self.found(subscription, host)):
+            answer = await super().post(self.pinned(subscription, address), [*headers, self.host(subscription)], body)
+            if answer.status is not None:
+                return answer
+        return Answer(status=None)
+
+    async def found(self, _subscription: Strict, host: str) -> list[str]:
+        """All addresses of a host."""
+        return self.literal(host) or await self.asked_for(host)
+
+    def literal(self, host: str) -> list[str]:
+        """The address, if the host is one in any of the spellings that the C library reads: no name is asked for."""
         try:
-            # Numbers only, in all the spellings that the C library reads: no name is asked for.
-            found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+            return [str(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])]
         except OSError:
-            return {"refuses": False}
-        return {"refuses": not all(_is_public(str(one[4][0])) for one in found)}
+            return []
+
+    async def asked_for(self, host: str) -> list[str]:
+        """The addresses of a name, from the name server that we were told of and from no other."""
+        if self.name_server is None:
+            return []
+        both = await asyncio.gather(*(addresses(self.name_server, host, kind) for kind in (A, AAAA)))
+        return [address for found in both for address in found]
+
+    def vetted(self, found: list[str]) -> list[str]:
+        """These addresses, if we may send to all of them; else none."""
+        return found if all(map(self.admits, found)) else []
+
+    def admits(self, text: str) -> bool:
+        """Whether an address is public, or one that the operator admits."""
+        address = ipaddress.ip_address(text)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            return address.ipv4_mapped.is_global
+        return address.is_global or (self.allowed_network is not None and address in self.allowed_network)
+
+    def pinned(self, subscription: Strict, address: str) -> Strict:
+        """The subscription with an address instead of the name, which TLS goes on to name."""
+        parts = urlsplit(subscription.url)
+        there = f"[{address}]" if ":" in address else address
+        return replace(subscription, url=parts._replace(netloc=f"{there}:{parts.port}").geturl(), sni=parts.hostname)
+
+    def host(self, subscription: Strict) -> tuple[str, str]:
+        """The header that names where it goes."""
+        return "Host", urlsplit(subscription.url).netloc.rpartition("@")[2]
+
+    def extensions(self, subscription: Subscription) -> dict[str, Any]:
+        """The name in TLS."""
+        name = {"sni_hostname": subscription.sni} if isinstance(subscription, Strict) and subscription.sni else {}
+        return super().extensions(subscription) | name
 
 
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_global
+@dataclass(kw_only=True)
+class Strict(Subscription):
+    """What is sent as in production."""
+
+    schedule: tuple[float, ...] = (0.2, 0.2)
+    timeout: float = 15.0
+    #: the host that TLS is to name, where the URL has an address instead
+    sni: str | None = None
 
 
 class Wire(Sender):

@@ -38,6 +38,7 @@ from dispatcher.conformance.receiver.receiver import Receiver
 from dispatcher.conformance.signatures.schemes import SCHEMES, Key, sign
 from dispatcher.conformance.wire.requests import Received
 from dispatcher.errors import ConfigError
+from tests.conformance.asking import addresses
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
@@ -481,6 +482,8 @@ async def test_a_secret_in_a_script_is_shown_nowhere(capsys: pytest.CaptureFixtu
         ("PUT", "/script", b'{"path": "/a"}', 422),
         ("PUT", "/script", b'{"path": "/a", "script": "nonsense"}', 422),
         ("PUT", "/script", b'{"path": "a", "script": "500"}', 422),
+        ("PUT", "/name", b'{"name": "a.test"}', 422),
+        ("PUT", "/name", b'{"name": "a.test", "script": "127.0.0.2"}', 409),
         ("POST", "/callback-urls", b'{"ttl": "long"}', 422),
         ("POST", "/callback-urls", b'{"ttl": 0}', 422),
         ("POST", "/callback-urls", b'{"path": "/a b"}', 422),
@@ -769,6 +772,28 @@ async def test_the_command_with_tls_and_json(
     await asyncio.wait_for(task, 10)
 
 
+async def test_the_command_has_a_name_server(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    options = ["--name-server-port", "0", "--name", "a.test=127.0.0.2,127.0.0.3+::1", "--name-ttl", "5"]
+    with launched(*options, log=log) as process:
+        address = first_line(process, log).removeprefix("name server on ")
+        assert process.stdout is not None
+        control = process.stdout.readline().rstrip("\n").rpartition(" ")[2]
+        assert [await addresses(address, "A.test") for _ in range(3)] == [["127.0.0.2"], *[["127.0.0.3"]] * 2]
+        async with client(control) as asking:
+            wish = {"name": "b.test", "script": "127.0.0.4"}
+            assert (await asking.put("/name", json=wish)).status_code == 204
+            assert await addresses(address, "b.test") == ["127.0.0.4"]
+            wrong = await asking.put("/name", json=wish | {"script": "nowhere"})
+            assert (wrong.status_code, "step 1" in wrong.json()["detail"]) == (422, True)
+            report = (await asking.get("/report")).json()["name_server"]
+        process.terminate()
+        assert process.wait(10) == 0
+    assert report["address"] == address
+    assert report["names"] == {"a.test": "127.0.0.2,127.0.0.3+::1", "b.test": "127.0.0.4"}
+    assert [one["answer"] for one in report["asked"]] == ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -805,6 +830,12 @@ async def test_the_command_with_tls_and_json(
         (["--script", "hooks=500"], "--script is PATH=SCRIPT"),
         (["--script", "/hooks"], "--script is PATH=SCRIPT"),
         (["--script", "/hooks=nonsense"], "--script: step 1 of the script: there is no fault 'nonsense'"),
+        (["--name-server-port", "65536"], "--name-server-port is a whole number from 0 to 65535"),
+        (["--name", "a.test=127.0.0.2"], "--name needs --name-server-port"),
+        (["--name-server-port", "0", "--name", "a.test"], "--name is NAME=ADDRESSES"),
+        (["--name-server-port", "0", "--name", "a b=127.0.0.2"], "--name: a name is a host's in ASCII"),
+        (["--name-server-port", "0", "--name", "a.test=127.0.0.2,x"], "--name: step 2 is neither addresses"),
+        (["--name-server-port", "0", "--name-ttl", "-1"], "--name-ttl is a whole number from 0 to 604800"),
         (["--callback-secret", "short"], "--callback-secret: the secret of callbacks has at least 32 bytes"),
         (["--callback-secret", "c" * 32, "--callback-secret-file", "LIST"], "give one of them"),
         (["--certificate", "LIST"], "--certificate and --key are given together"),
@@ -854,7 +885,7 @@ def documented(language: str) -> list[str]:
 
 
 def test_the_examples_of_the_docs(tmp_path: Path) -> None:
-    start, send, forge, look, wait, misbehave, start_callbacks, callbacks = documented("sh")
+    start, send, forge, look, wait, misbehave, start_callbacks, callbacks, *_ = documented("sh")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
     ports: dict[str, str] = {}
@@ -897,6 +928,24 @@ def test_the_examples_of_the_docs(tmp_path: Path) -> None:
         for process in (judge, callback):
             process.terminate()
         assert [process.wait(10) for process in (judge, callback)] == [0, 0]
+
+
+def test_the_example_of_names(tmp_path: Path) -> None:
+    start, ask = documented("sh")[-2:]
+    words = start.removeprefix("dispatcher receiver ").replace("--port 8085 --control-port 8086 ", "")
+    log = tmp_path / "log"
+    with launched(*words.replace("5353", "0").split(), log=log) as process:
+        port = first_line(process, log).rpartition(":")[2]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-ec", ask.replace("5353", port)],
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.stdout.splitlines() == ["127.0.0.1", "127.0.0.2", "127.0.0.1 127.0.0.2"], done.stderr
 
 
 async def test_the_python_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:

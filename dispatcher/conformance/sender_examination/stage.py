@@ -17,6 +17,7 @@ from typing import Self
 from dispatcher.conformance.faults import Script
 from dispatcher.conformance.sender_examination import handshakes
 from dispatcher.conformance.sender_examination.handshakes import Consent, Handshake
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
 from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
 from dispatcher.conformance.wire.exchange import Exchange
@@ -33,6 +34,10 @@ STRUCTURED = "application/cloudevents+json"
 PAYLOAD = b'{"n": 1}'
 
 
+class Unplayable(Exception):
+    """The kit itself lacks what a scenario takes; its text says what."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Seen:
     """One request to a subject, and what became of it."""
@@ -40,6 +45,8 @@ class Seen:
     request: Received
     #: what it was answered, as the script says it
     answer: str
+    #: the address of the neighbourhood where it came; empty on the stage
+    at: str = ""
     #: seconds until the exchange was over; None while it is not
     lasted: float | None = None
     #: bytes of an unusual answer that were taken
@@ -148,13 +155,13 @@ class Subject:
             await asyncio.sleep(0.02)
         return True
 
-    def begin(self, request: Received) -> Seen:
+    def begin(self, request: Received, *, at: str = "") -> Seen:
         """Note a request, and what it is to be answered."""
-        seen = Seen(request=request, answer="")
+        seen = Seen(request=request, answer="", at=at)
         key = seen.id or ""
-        at = self._counts.get(key, 0)
-        self._counts[key] = at + 1
-        seen.answer = self.script[min(at, len(self.script) - 1)]
+        count = self._counts.get(key, 0)
+        self._counts[key] = count + 1
+        seen.answer = self.script[min(count, len(self.script) - 1)]
         self.seen.append(seen)
         self._changed.set()
         return seen
@@ -163,8 +170,9 @@ class Subject:
 class Stage:
     """The receiver that a scenario plays at. An async context manager."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, neighbourhood: Neighbourhood | None = None) -> None:
         self.sender = sender
+        self._neighbourhood = neighbourhood
         #: requests to paths that nobody was told of
         self.strays: list[Received] = []
         #: why requests were refused that are no HTTP, or not whole
@@ -194,6 +202,13 @@ class Stage:
         return WireServer(self._handle, tls=tls, on_refused=lambda _reply, reason: self.refusals.append(reason))
 
     @property
+    def neighbourhood(self) -> Neighbourhood:
+        """What a sender as in production meets. Raises Unplayable."""
+        if self._neighbourhood is None:
+            raise Unplayable("the kit has no addresses beside 127.0.0.1 here")
+        return self._neighbourhood
+
+    @property
     def origin(self) -> str:
         """Where the stage listens in plain HTTP."""
         return f"http://127.0.0.1:{self._server.port}"
@@ -221,6 +236,12 @@ class Stage:
             schemes=tuple(schemes),
         )
         self._subjects[path] = subject
+        return subject
+
+    def place_next_door(self, name: str, script: str = "200", *, origin: str) -> Subject:
+        """An endpoint in the neighbourhood, wherever that name or address leads. Raises Unplayable."""
+        subject = self.place(name, script, origin=origin)
+        self.neighbourhood.expect(subject.path, self._handle_next_door)
         return subject
 
     async def subscribe(
@@ -253,7 +274,10 @@ class Stage:
             subject.published.append(payload)
             await self.sender.publish(subject.event, payload)
 
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _handle_next_door(self, address: str, exchange: Exchange) -> None:
+        await self._handle(exchange, at=address)
+
+    async def _handle(self, exchange: Exchange, *, at: str = "") -> None:
         request = exchange.request
         found = [one for path, one in self._subjects.items() if request.target.startswith(path)]
         if not found:
@@ -265,7 +289,7 @@ class Stage:
             found[0].handshakes.append(asked)
             await handshakes.answer(exchange, found[0].consent, asked, time.monotonic)
             return
-        seen = found[0].begin(request)
+        seen = found[0].begin(request, at=at)
         behaviour = Script.parse(seen.answer).next(request)
         try:
             if behaviour is None:
