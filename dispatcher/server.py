@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
 from urllib.parse import urlsplit
 
 import structlog
@@ -62,7 +61,7 @@ async def serve(settings: Settings) -> None:
             alone=installation.embedded,
         )
         stack.push_async_callback(store.close)
-        policy = egress_policy(settings)
+        policy = EgressPolicy.of(settings)
         resolver = Resolver(nameservers=settings.nameservers)
         stack.push_async_callback(resolver.aclose)
         transport = HttpxTransport(resolver=resolver, policy=policy, proxy=settings.egress_proxy)
@@ -93,18 +92,6 @@ async def serve(settings: Settings) -> None:
         await server.serve(sockets=[listener])
         if not server.started or server.lifespan.should_exit:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
-
-
-def egress_policy(settings: Settings) -> EgressPolicy:
-    """Where these settings let deliveries go."""
-    base = EgressPolicy.dev() if settings.dev else EgressPolicy(ports=frozenset(settings.allow_ports))
-    return replace(
-        base,
-        allow_networks=settings.allow_networks,
-        allow_hosts=frozenset(settings.allow_hosts),
-        deny_networks=settings.deny_networks,
-        deny_hosts=frozenset(settings.deny_hosts),
-    )
 
 
 def _handshakes(settings: Settings, installation: Installation) -> Handshakes:

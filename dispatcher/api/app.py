@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dispatcher.api import docs, openapi, problems, routes, shapes
+from dispatcher.api import docs, failures, openapi, routes, shapes
 from dispatcher.api.events import Publishing
 from dispatcher.api.hot import Handler
 from dispatcher.api.intake import Intake
@@ -34,7 +34,7 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
         openapi_url="/openapi.json",
         redirect_slashes=False,
     )
-    problems.install(app)
+    failures.install(app)
     app.add_api_route(
         "/tasks",
         intake.post_task,

@@ -8,7 +8,8 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from dispatcher.api import problems
+from dispatcher.api import failures
+from dispatcher.api.problems import unavailable
 from dispatcher.errors import Problem, StoreUnavailable
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -23,13 +24,13 @@ async def answered(request: Request, handler: Handler) -> Response:
     try:
         return await handler(request)
     except Problem as problem:
-        return problems.response_of(problem)
+        return failures.response_of(problem)
     except StoreUnavailable:
-        return problems.response_of(problems.unavailable())
+        return failures.response_of(unavailable())
     except ClientDisconnect:
         return Response(status_code=400)
     except Exception as exc:  # noqa: BLE001 - no framework in front of these routes does this
-        return problems.fault(request, exc)
+        return failures.fault(request, exc)
 
 
 def accepted(body: bytes, *, replayed: bool, resource: str | None = None) -> Response:

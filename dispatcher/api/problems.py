@@ -1,27 +1,17 @@
-"""Errors as answers: problem details (RFC 9457)."""
+"""What is wrong with a request, as problem details (RFC 9457)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from http import HTTPStatus
 
 import msgspec
-import structlog
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 
 from dispatcher.bodies import CLOUDEVENTS_JSON, FORM, JSON
-from dispatcher.errors import FieldError, LeaseLost, Problem, StoreUnavailable
+from dispatcher.errors import FieldError, Problem
 from dispatcher.models import TERMINAL_STATES, BodyMode
 from subscriptions.health import DisableOn
 from subscriptions.models import OnExhausted, Ordering, Verification
 from subscriptions.signatures import HUB_METHODS, Scheme
-
-log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 #: seconds after which a client may try again when the database cannot take a write
@@ -52,21 +42,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def response_of(problem: Problem) -> Response:
-    """The answer that a problem is."""
-    headers = {}
-    if problem.retry_after is not None:
-        headers["Retry-After"] = str(problem.retry_after)
-    if problem.slug == "unauthorized":
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(
-        msgspec.json.encode(problem.as_dict()),
-        status_code=problem.status,
-        headers=headers,
-        media_type=MEDIA_TYPE,
-    )
-
-
 def invalid(field: str, detail: str) -> Problem:
     """A field that was wrong: its JSON pointer, and what would be right."""
     return Problem("validation", "The request is not valid.", errors=[FieldError(field=field, detail=detail)])
@@ -89,18 +64,6 @@ def not_found(kind: str) -> Problem:
 def unavailable() -> Problem:
     """The database cannot take the write now; nothing was stored."""
     return Problem("unavailable", "Nothing was stored. Try again in a moment.", retry_after=RETRY_AFTER)
-
-
-def fault(request: Request, error: Exception) -> Response:
-    """The answer to an error that is ours. Only its kind is logged: its text may hold anything."""
-    log.error("request_failed_inside", method=request.method, error=type(error).__qualname__)
-    return _plain(500)
-
-
-def _plain(status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem that says no more than its status does (RFC 9457, section 4.2.1)."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    return Response(msgspec.json.encode(body), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def of_decoding(error: Exception, prefix: str = "") -> Problem:
@@ -141,37 +104,3 @@ def _explain(text: str) -> tuple[str, str]:
 
 def _pointer(path: str) -> str:
     return "".join("/" + (step["name"] or step["index"]) for step in _STEP.finditer(path))
-
-
-def install(app: FastAPI) -> None:
-    """Answer every error of the app with problem details."""
-
-    @app.exception_handler(Problem)
-    async def _problem(_request: Request, exc: Problem) -> Response:
-        return response_of(exc)
-
-    @app.exception_handler(StoreUnavailable)
-    async def _unavailable(_request: Request, _exc: StoreUnavailable) -> Response:
-        return response_of(unavailable())
-
-    @app.exception_handler(LeaseLost)
-    async def _lease_lost(_request: Request, _exc: LeaseLost) -> Response:
-        return response_of(Problem("conflict", "The lease of this task is no longer held."))
-
-    @app.exception_handler(RequestValidationError)
-    async def _parameters(_request: Request, exc: RequestValidationError) -> Response:
-        errors = [
-            FieldError(field="/" + "/".join(str(part) for part in error["loc"][1:]), detail=error["msg"])
-            for error in exc.errors()
-        ]
-        return response_of(Problem("validation", "A parameter is not valid.", errors=errors))
-
-    @app.exception_handler(HTTPException)
-    async def _http(_request: Request, exc: HTTPException) -> Response:
-        if exc.status_code == HTTPStatus.NOT_FOUND:
-            return response_of(Problem("not-found", "There is nothing at this path."))
-        return _plain(exc.status_code, headers=exc.headers)
-
-    @app.exception_handler(Exception)
-    async def _fault(request: Request, exc: Exception) -> Response:
-        return fault(request, exc)

@@ -12,7 +12,8 @@ from dispatcher.api.openapi import documented
 from dispatcher.api.problems import not_found
 from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body
 from dispatcher.api.services import Services
-from dispatcher.api.subscriptions import PATH, READ, WRITE
+from dispatcher.api.shapes.subscriptions import PATH
+from dispatcher.api.subscriptions import READ, WRITE
 from dispatcher.store.records import Replayed
 
 

@@ -19,6 +19,7 @@ from dispatcher.api.deliveries import begin_redelivery, earlier_redelivery, list
 from dispatcher.api.openapi import documented
 from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body, read_empty, read_shape
 from dispatcher.api.services import Services
+from dispatcher.api.shapes.subscriptions import PATH, RECENT
 from dispatcher.errors import Problem, StoreUnavailable
 from dispatcher.models import TERMINAL_STATES, DeliveryState
 from dispatcher.store import queries
@@ -27,12 +28,8 @@ from dispatcher.tokens import Caller
 from subscriptions import store as subscription_store
 from subscriptions.models import Movement, Subscription, SubscriptionState
 
-PATH = "/webhooks/subscriptions"
 READ = "subscriptions:read"
 WRITE = "subscriptions:write"
-
-#: deliveries that are shown with a subscription
-RECENT = 20
 
 _MOVEMENTS = {"release": Movement.RELEASE, "discard": Movement.DISCARD}
 

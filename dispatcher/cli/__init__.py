@@ -1,24 +1,43 @@
-"""The command line: `dispatcher serve`, and a module of this package for each group of commands."""
+"""The command line. Each command has a module here, loaded when it is asked for: most need little of the rest."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from dispatcher import logs
-from dispatcher.cli import conformance, keyring, receiver, subscriptions, tokens
-from dispatcher.cli.running import DataDir, read_settings, run, warn
-from dispatcher.config import unknown_variables
-from dispatcher.server import serve as run_server
+#: command -> module here, which has it as `app`
+COMMANDS = {
+    "serve": "serving",
+    "token": "tokens",
+    "keyring": "keyring",
+    "subscriptions": "subscriptions",
+    "receiver": "receiver",
+    "conformance": "conformance",
+}
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(tokens.app, name="token")
-app.add_typer(keyring.app, name="keyring")
-app.add_typer(subscriptions.app, name="subscriptions")
-app.add_typer(conformance.app, name="conformance")
-app.command()(receiver.receiver)
+
+class _Commands(TyperGroup):
+    """The commands, by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the name is click's
+        """Their names, as `--help` has them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the name is click's
+        """One of them; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = get_command(import_module(f"dispatcher.cli.{COMMANDS[cmd_name]}").app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,29 +53,6 @@ def options(
     ] = False,
 ) -> None:
     """Accepts tasks, delivers signed webhooks, and loses nothing it accepted."""
-
-
-@app.command()
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8080]; 0 picks a free one.")] = None,
-    data_dir: DataDir = None,
-    dev: Annotated[
-        bool | None,
-        typer.Option("--dev", help="Admit http, loopback and any port for what is sent; print a token."),
-    ] = None,
-    processors: Annotated[
-        list[str] | None, typer.Option(help="Module that registers processors. Can be repeated.")
-    ] = None,
-) -> None:
-    """Run the whole service: API, task engine, delivery engine and maintenance."""
-    settings = read_settings(
-        host=host, port=port, data_dir=data_dir, dev=dev, processors=",".join(processors or ()) or None
-    )
-    logs.configure(level=settings.log_level, style=settings.log_format)
-    for name in unknown_variables():
-        warn(f"{name} is not a setting; docs/settings.md lists them")
-    run(run_server(settings))
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from dispatcher.cli import inputs
 from dispatcher.cli.api_client import ApiClient, check_token, check_url, is_in_clear
 from dispatcher.cli.clients import Client
 from dispatcher.cli.direct_client import DirectClient
-from dispatcher.cli.running import actor, fail, opened, read_settings, run, warn
+from dispatcher.cli.running import actor, opened, read_settings, run
+from dispatcher.cli.speaking import fail, warn
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError, Problem, StoreUnavailable
 from dispatcher.installation import is_made

@@ -11,12 +11,12 @@ from dispatcher.api import shapes, views
 from dispatcher.api import subscription_reading as reading
 from dispatcher.api.problems import not_found, too_large
 from dispatcher.api.reading import MAX_AROUND_PAYLOAD, Reader, decode
-from dispatcher.api.subscriptions import RECENT
+from dispatcher.api.shapes.subscriptions import RECENT
 from dispatcher.cli.clients import Revealed
 from dispatcher.config import Settings
+from dispatcher.egress import EgressPolicy
 from dispatcher.installation import Installation
 from dispatcher.processors.registry import Registry
-from dispatcher.server import egress_policy
 from dispatcher.store import accounts, direct, queries, rotating, subscribing
 from dispatcher.store.accounts import Account
 from dispatcher.store.committer import Transaction
@@ -44,7 +44,7 @@ class DirectClient:
         self._who = Who(account=account, actor=actor, keyring=installation.keyring, source=settings.event_source)
         self._reader = Reader(
             settings=settings,
-            policy=egress_policy(settings),
+            policy=EgressPolicy.of(settings),
             registry=Registry(),
             keyring=installation.keyring,
         )

@@ -8,7 +8,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from dispatcher.cli.running import fail
+from dispatcher.cli.speaking import fail
 
 #: stands for stdin in place of a file
 STDIN = Path("-")

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from dispatcher.cli.running import DataDir, Json, Yes, actor, confirm, fail, opened, read_settings, run, warn
+from dispatcher.cli.running import DataDir, actor, opened, read_settings, run
+from dispatcher.cli.speaking import Json, Yes, confirm, fail, warn
 from dispatcher.config import Settings
 from dispatcher.installation import Installation, is_made
 from dispatcher.store import rekeying

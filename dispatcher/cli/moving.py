@@ -36,7 +36,8 @@ from dispatcher.cli.connecting import (
     find_way,
     status_of,
 )
-from dispatcher.cli.running import DataDir, Json, Yes, confirm, fail, warn
+from dispatcher.cli.running import DataDir
+from dispatcher.cli.speaking import Json, Yes, confirm, fail, warn
 from dispatcher.errors import Problem, StoreUnavailable
 from subscriptions.health import DisabledReason
 from subscriptions.secrets import ED25519_BYTES

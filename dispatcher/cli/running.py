@@ -1,18 +1,18 @@
-"""What every command does: read the settings, open the installation, run, and say what went wrong."""
+"""What commands on an installation do: read the settings, open it, run, and say what went wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
-import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
 
+from dispatcher.cli.speaking import fail
 from dispatcher.config import Settings, load
 from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.installation import Installation, open_installation
@@ -23,8 +23,6 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Where database and keyring are. [env: DISPATCHER_DATA_DIR]", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def read_settings(**options: Any) -> Settings:
@@ -53,28 +51,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         fail(str(exc))
     except asyncio.CancelledError:
         raise SystemExit(130) from None
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask on the terminal, and end the command unless the answer is yes. Without a terminal only `--yes` is one."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        fail("this needs --yes when nobody can be asked")
-    typer.echo(f"{question} [y/N] ", err=True, nl=False)  # not typer.confirm, which prints on stdout, too
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-        fail("nothing was changed")
-
-
-def warn(message: str) -> None:
-    """Say something on stderr."""
-    print(f"dispatcher: {message}", file=sys.stderr)  # noqa: T201 - a command line speaks to its user
-
-
-def fail(message: str) -> NoReturn:
-    """End the command: it is up to its user to change something."""
-    warn(message)
-    raise SystemExit(2)
 
 
 def actor() -> str:

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dispatcher.api import shapes
-from dispatcher.cli.running import warn
+from dispatcher.cli.speaking import warn
 
 ONCE = "the secret is shown this once; keep it, and give it to the receiver"
 #: width of the names in a list of values

@@ -14,7 +14,8 @@ from dispatcher.cli import inputs, showing
 from dispatcher.cli.clients import Client
 from dispatcher.cli.connecting import EXITS, REFUSED, Account, Dev, TokenFile, Url, carry_out, find_way
 from dispatcher.cli.moving import export_subscriptions, import_subscriptions
-from dispatcher.cli.running import DataDir, Json, Yes, confirm, fail, warn
+from dispatcher.cli.running import DataDir
+from dispatcher.cli.speaking import Json, Yes, confirm, fail, warn
 from dispatcher.cli.verifying import EXITS_OF_VERIFY, verify_request
 from dispatcher.errors import Problem, StoreUnavailable
 from dispatcher.models import DeliveryState

@@ -12,7 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dispatcher import tokens
-from dispatcher.cli.running import DataDir, Json, actor, fail, opened, read_settings, run, warn
+from dispatcher.cli.running import DataDir, actor, opened, read_settings, run
+from dispatcher.cli.speaking import Json, fail, warn
 from dispatcher.config import Settings
 from dispatcher.installation import is_made
 from dispatcher.store import accounts

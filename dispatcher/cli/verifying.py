@@ -14,7 +14,7 @@ import typer
 
 from dispatcher.cli import captured, inputs, showing
 from dispatcher.cli.captured import Captured, CaptureError
-from dispatcher.cli.running import Json, fail, warn
+from dispatcher.cli.speaking import Json, fail, warn
 from subscriptions.secrets import Secret, SecretError, SigningKey
 from subscriptions.signatures import ASYMMETRIC, Scheme, SignatureError
 from subscriptions.verification import TOLERANCE, verify

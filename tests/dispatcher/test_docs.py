@@ -24,7 +24,7 @@ from standardwebhooks import WebhookVerificationError
 
 from dispatcher import retry
 from dispatcher.api import shapes
-from dispatcher.api.subscriptions import RECENT
+from dispatcher.api.shapes.subscriptions import RECENT
 from dispatcher.config import Settings
 from dispatcher.delivery import governor
 from dispatcher.errors import PROBLEMS

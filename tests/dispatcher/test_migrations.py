@@ -19,6 +19,7 @@ from dispatcher.installation import open_installation
 from dispatcher.models import DeliveryState
 from dispatcher.store import migrations, queries, sealing
 from dispatcher.store.database import embedded_url
+from dispatcher.store.migrations import steps
 from subscriptions.keyring import Keyring
 from subscriptions.schema import metadata
 from subscriptions.secrets import Secret
@@ -48,6 +49,10 @@ def test_migrated_is_declared() -> None:
         indexes = {index["name"] for table in metadata.tables for index in sa.inspect(connection).get_indexes(table)}
         assert indexes == {index.name for table in metadata.tables.values() for index in table.indexes}
     engine.dispose()
+
+
+def test_the_last_step_is_the_one_that_is_taken_for_it() -> None:
+    assert steps.known()[0] == migrations.HEAD
 
 
 def test_partial_indexes_keep_their_conditions() -> None:

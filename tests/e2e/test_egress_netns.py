@@ -301,6 +301,9 @@ def test_the_certificate_is_checked_against_the_name(world: World) -> None:
         "0xa000005",
         "0x0a.0.0.5",
         "10.0.0.5.",
+        "localhost",
+        "LOCALHOST.",
+        "a.localhost",
         "\uff11\uff10.0.0.5",
         f"user@{PUBLIC}",
         f"{PUBLIC}:80",
@@ -322,9 +325,7 @@ def test_plain_http_is_refused(world: World) -> None:
 
 def test_names_that_lead_inside_are_never_connected_to(world: World) -> None:
     public_before = len(world.seen)
-    # localhost and the machine's own name come from /etc/hosts
-    hosts = [*BAD_NAMES, "localhost", "LOCALHOST.", "a.localhost"]
-    deliveries = {host: world.accept(f"https://{host}/s3cr3t-p4th") for host in hosts}
+    deliveries = {host: world.accept(f"https://{host}/s3cr3t-p4th") for host in BAD_NAMES}
     errors = set()
     for host, delivery_id in deliveries.items():
         delivery = world.ended(delivery_id)

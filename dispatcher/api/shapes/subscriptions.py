@@ -58,6 +58,11 @@ Metadata = Annotated[
     ),
 ]
 
+#: where they are
+PATH = "/webhooks/subscriptions"
+#: deliveries that are shown with a subscription
+RECENT = 20
+
 
 # --- requests ---------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import msgspec
 
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
 from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
@@ -29,10 +30,22 @@ MAX_LINE_BYTES = 1 << 20
 class CommandSender:
     """A sender behind a command. An async context manager: the command runs within."""
 
-    def __init__(self, command: Sequence[str], *, authority: Path | None = None, cwd: Path | None = None) -> None:
-        """`authority`: a certificate in PEM that the sender may trust, if it can."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        authority: Path | None = None,
+        neighbourhood: Neighbourhood | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """`authority`: a certificate in PEM that the sender may trust, if it can. `neighbourhood`: one that runs."""
         self._command = tuple(command)
-        self._authority = authority
+        self._surroundings = {
+            "authority": str(authority) if authority else None,
+            "name_server": neighbourhood.names.address if neighbourhood else None,
+            "allowed_network": ADMITTED_NETWORK if neighbourhood else None,
+            "allowed_ports": list(neighbourhood.ports.values()) if neighbourhood else [],
+        }
         self._cwd = cwd
         self.name = self._command[0] if self._command else ""
         self.abilities: frozenset[str] = frozenset()
@@ -54,7 +67,7 @@ class CommandSender:
             raise ConfigError(f"the command of the sender cannot be run: {exc.strerror}") from exc
         self._reading = asyncio.create_task(self._read())
         try:
-            about = await self._call("hello", authority=str(self._authority) if self._authority else None)
+            about = await self._call("hello", **self._surroundings)
             self.name = str(about.get("name", self.name))
             self.abilities = frozenset(about.get("abilities", ()))
             unknown = sorted(self.abilities - ABILITIES.keys())
@@ -80,6 +93,7 @@ class CommandSender:
             schemes=list(wish.schemes),
             schedule=list(wish.schedule),
             timeout=wish.timeout,
+            **_further(wish),
         )
         return Subscribed(id=str(made.get("id", "")), public_key=made.get("public_key"))
 
@@ -103,9 +117,12 @@ class CommandSender:
         """Sign with another secret; the old one is good for `overlap` seconds more."""
         await self._call("rotate", subscription=subscription_id, secret=secret, overlap=overlap)
 
-    async def refuses(self, url: str) -> bool:
-        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
-        return bool((await self._call("refuses", url=url)).get("refuses"))
+    async def send_strictly(self, url: str) -> bool:
+        """Have the sender, run as in production, take this URL and send a message there; whether it took it."""
+        try:
+            return bool((await self._call("send_strictly", url=url)).get("taken"))
+        except Refused:
+            return False
 
     async def _call(self, name: str, **arguments: object) -> dict[str, Any]:
         id_ = next(self._ids)
@@ -159,3 +176,8 @@ class CommandSender:
             self._process.kill()
             await self._process.wait()
         await self._reading
+
+
+def _further(wish: Wish) -> dict[str, object]:
+    """What is asked only of senders that said they can: others need not know of it."""
+    return {name: value for name, value in (("handshake", wish.handshake), ("body", wish.body)) if value}

@@ -8,93 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED, DEAF, LOOPBACK, MIXED, OWN, REBOUND
+from dispatcher.conformance.sender_examination.scenario import PROMPT, QUICK, SCENARIOS, SILENCE, Observed, Scenario
+from dispatcher.conformance.sender_examination.scenario import deliver as _deliver
+from dispatcher.conformance.sender_examination.scenario import observed as _observed
+from dispatcher.conformance.sender_examination.scenario import scenario as _scenario
 from dispatcher.conformance.sender_examination.senders import Refused
-from dispatcher.conformance.sender_examination.stage import Seen, Stage, Subject
+from dispatcher.conformance.sender_examination.stage import Stage, Subject
 
-#: seconds within which what has to come comes
-PROMPT = 10.0
-#: seconds of silence after which nothing more is expected
-SILENCE = 1.5
+__all__ = ["DEADLINE", "ODD_PAYLOADS", "SCENARIOS", "SPELLINGS", "Observed", "Scenario"]
+
 #: a deadline for one request, seconds, where a scenario lets it pass
 DEADLINE = 1.0
-#: seconds between tries where they have to be quick, and where they have to fall into different seconds
-QUICK = (0.2,)
+#: seconds between tries where they have to fall into different seconds
 SPACED = (1.1,)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observed:
-    """What came of a scenario."""
-
-    subjects: dict[str, Subject]
-    #: whatever else was found out, by name
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Subject:
-        return self.subjects[name]
-
-    @property
-    def seen(self) -> list[Seen]:
-        """The requests to all subjects."""
-        return [one for subject in self.subjects.values() for one in subject.seen]
-
-    @property
-    def messages(self) -> list[list[Seen]]:
-        """The requests of each message."""
-        return [ones for subject in self.subjects.values() for ones in subject.messages.values()]
-
-    @property
-    def gaps(self) -> list[list[float]]:
-        """Of each message the seconds between one request and the next."""
-        return [gaps for subject in self.subjects.values() for gaps in subject.gaps]
-
-    @property
-    def published(self) -> int:
-        """How many messages there should be."""
-        return sum(len(subject.published) for subject in self.subjects.values())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """One situation."""
-
-    name: str
-    #: a sentence: what is done in it
-    title: str
-    #: what the sender has to be able to do
-    needs: frozenset[str]
-    play: Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-SCENARIOS: dict[str, Scenario] = {}
-
-_Play = Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-def _scenario(title: str, *needs: str) -> Callable[[_Play], _Play]:
-    def register(play: _Play) -> _Play:
-        name = play.__name__.strip("_").replace("_", "-")
-        SCENARIOS[name] = Scenario(name=name, title=title, needs=frozenset(needs) | {"subscribe"}, play=play)
-        return play
-
-    return register
-
-
-def _observed(*subjects: Subject, **facts: object) -> Observed:
-    return Observed(subjects={one.name: one for one in subjects}, facts=facts)
-
-
-async def _deliver(stage: Stage, subject: Subject, *, times: int = 1, requests: int = 1, **wish: object) -> None:
-    """Subscribe, publish, and wait until so many requests of each message have come, and then for silence."""
-    await stage.subscribe(subject, **wish)  # type: ignore[arg-type]  # passed through
-    await stage.publish(subject, times=times)
-    await subject.wait(times * requests, within=PROMPT)
-    await subject.rest(SILENCE)
 
 
 # --- what is sent -----------------------------------------------------------------------------------------
@@ -378,13 +309,19 @@ async def _rotation(stage: Stage, _authority: Authority) -> Observed:
 _NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # noqa: S105 - of the kit's own subjects
 
 
-@_scenario("TLS with certificates that are not to be trusted, and one that is.", "schedule", "authority")
+@_scenario(
+    "TLS with certificates that are not to be trusted, in versions that are none any more, and all in order.",
+    "schedule",
+    "authority",
+)
 async def _tls(stage: Stage, authority: Authority) -> Observed:
     contexts = {
         "good": authority.context(["localhost"]),
         "expired": authority.context(["localhost"], expired=True),
         "other-host": authority.context(["other.example"]),
         "self-signed": authority.context(["localhost"], self_signed=True),
+        "tls-1.0": authority.context(["localhost"], maximum=ssl.TLSVersion.TLSv1),
+        "tls-1.1": authority.context(["localhost"], maximum=ssl.TLSVersion.TLSv1_1),
     }
     subjects = [stage.place(name, origin=await stage.listen(context)) for name, context in contexts.items()]
     for subject in subjects:
@@ -402,11 +339,66 @@ SPELLINGS = (
 )  # fmt: skip
 
 
-@_scenario("The sender runs as in production, and is given URLs that lead to its own machine.", "strict")
+@_scenario("The sender runs as in production, and is to send to URLs that lead to its own machine.", "strict")
 async def _own_machine(stage: Stage, _authority: Authority) -> Observed:
-    port = stage.origin.rpartition(":")[2]
-    urls = [f"{scheme}://{spelling}:{port}/strict" for scheme in ("http", "https") for spelling in SPELLINGS]
-    taken = [url for url in urls if not await stage.sender.refuses(url)]
-    await asyncio.sleep(SILENCE)
-    arrived = sum(request.path == "/strict" for request in stage.strays)
-    return _observed(taken=[url.partition("://")[2].rpartition(":")[0] for url in taken], arrived=arrived)
+    next_door = stage.neighbourhood
+    before = sum(map(next_door.dialled, OWN))
+    spelt = [(scheme, spelling) for scheme in next_door.ports for spelling in SPELLINGS]
+    subjects = [
+        stage.place_next_door(f"{scheme}-{number}", origin=f"{scheme}://{spelling}:{next_door.ports[scheme]}")
+        for number, (scheme, spelling) in enumerate(spelt)
+    ]
+    answers = await asyncio.gather(*(stage.sender.send_strictly(one.url) for one in subjects))
+    await asyncio.gather(*(one.rest(SILENCE) for one in subjects))
+    taken = [spelling for (_, spelling), is_taken in zip(spelt, answers, strict=True) if is_taken]
+    return _observed(*subjects, taken=taken, dialled=sum(map(next_door.dialled, OWN)) - before)
+
+
+#: names by what they are for, and what they stand for at each query
+NAMES = {
+    "admitted": (ADMITTED,),
+    "loopback": (LOOPBACK, f"::ffff:{LOOPBACK}", OWN[1]),
+    # A sender may ask when it takes the URL, when it looks at the addresses, and when it connects.
+    "rebound": (
+        *(",".join([*[ADMITTED] * good, REBOUND]) for good in (1, 2, 3)),
+        ",".join([ADMITTED, REBOUND] * 20),
+    ),
+    # Where nobody listens on the admitted address, another is tried.
+    "mixed": tuple(
+        "+".join(pair)
+        for pair in (
+            (ADMITTED, MIXED), (MIXED, ADMITTED), (DEAF, MIXED), (MIXED, DEAF), (ADMITTED, f"::ffff:{MIXED}"),
+        )
+    ),
+}  # fmt: skip
+#: seconds of silence after which nothing more is expected of names: a sender may keep an answer for a second
+_LOOKED_UP = 3.0
+
+
+@_scenario(
+    "The sender runs as in production. Names lead to an address that its operator admits, beside it, or first there.",
+    "strict",
+    "resolver",
+    "authority",
+)
+async def _names(stage: Stage, _authority: Authority) -> Observed:
+    next_door = stage.neighbourhood
+    before = {address: next_door.dialled(address) for address in (LOOPBACK, REBOUND, MIXED)}
+    subjects = [
+        stage.place_next_door(
+            f"{kind}-{scheme}-{number}",
+            # What is tried again is looked up again.
+            "503" if kind == "rebound" else "200",
+            origin=f"{scheme}://{next_door.host(kind, script)}:{port}",
+        )
+        for scheme, port in next_door.ports.items()
+        for kind, scripts in NAMES.items()
+        for number, script in enumerate(scripts, 1)
+    ]
+    answers = await asyncio.gather(*(stage.sender.send_strictly(one.url) for one in subjects))
+    taken = {one.name for one, is_taken in zip(subjects, answers, strict=True) if is_taken}
+    admitted = [one for one in subjects if one.name in taken and one.name.startswith("admitted")]
+    await asyncio.gather(*(one.wait(1, within=PROMPT) for one in admitted))
+    await asyncio.gather(*(one.rest(_LOOKED_UP) for one in subjects))
+    dialled = {address: next_door.dialled(address) - count for address, count in before.items()}
+    return _observed(*subjects, taken=taken, dialled=dialled)

@@ -21,8 +21,12 @@ ABILITIES = {
     "state": "tell whether a subscription is active",
     "enable": "enable a disabled subscription",
     "rotate": "rotate a secret with an overlap",
-    "strict": "run as in production, where loopback and private addresses are refused",
+    "strict": "send one message as it runs in production, where loopback and private addresses are refused",
+    "resolver": "ask the kit's name server, and admit a network and ports of the kit's, as it runs in production",
     "authority": "trust a certificate authority of the kit's",
+    "handshake": "ask an endpoint by the handshake of CloudEvents webhooks before it sends",
+    "body:cloudevents-binary": "send CloudEvents in binary mode",
+    "body:cloudevents-structured": "send CloudEvents in structured mode",
     "scheme:websub": "sign by WebSub",
     "scheme:github": "sign as GitHub does",
     "scheme:standard": "sign by Standard Webhooks",
@@ -51,6 +55,10 @@ class Wish:
     schedule: Sequence[float] = ()
     #: seconds for one request
     timeout: float = 5.0
+    #: the endpoint is asked by a handshake first
+    handshake: bool = False
+    #: `cloudevents-binary` or `cloudevents-structured`; empty: what the sender does by itself
+    body: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +107,9 @@ class Sender(Protocol):
         """Sign with another secret; the old one is good for `overlap` seconds more."""
         ...
 
-    async def refuses(self, url: str) -> bool:
-        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
+    async def send_strictly(self, url: str) -> bool:
+        """Have the sender, run as in production, take this URL and send a message there; whether it took it.
+
+        The URL leads to this machine and no further.
+        """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import secrets
 import ssl
 import time
@@ -14,6 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from dispatcher.conformance.faults import Script
+from dispatcher.conformance.sender_examination import handshakes
+from dispatcher.conformance.sender_examination.handshakes import Consent, Handshake
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
 from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
 from dispatcher.conformance.wire.exchange import Exchange
@@ -24,8 +28,14 @@ from dispatcher.conformance.wire.server import WireServer
 ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
 #: where the time of an attempt may stand
 TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
+#: what a CloudEvent in structured mode is called
+STRUCTURED = "application/cloudevents+json"
 #: what a subject gets that a scenario says nothing else about
 PAYLOAD = b'{"n": 1}'
+
+
+class Unplayable(Exception):
+    """The kit itself lacks what a scenario takes; its text says what."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +45,8 @@ class Seen:
     request: Received
     #: what it was answered, as the script says it
     answer: str
+    #: the address of the neighbourhood where it came; empty on the stage
+    at: str = ""
     #: seconds until the exchange was over; None while it is not
     lasted: float | None = None
     #: bytes of an unusual answer that were taken
@@ -43,12 +55,25 @@ class Seen:
     @property
     def id(self) -> str | None:
         """The id of its message."""
-        return next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        in_headers = next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        return in_headers or _structured_id(self.request)
 
     @property
     def timestamp(self) -> str | None:
         """The time that it claims to be of, as it stands there."""
         return next((value for name in TIME_HEADERS if (value := self.request.header(name))), None)
+
+
+def _structured_id(request: Received) -> str | None:
+    """The id within a CloudEvent in structured mode, which needs none in a header."""
+    if (request.header("Content-Type") or "").partition(";")[0].strip().lower() != STRUCTURED:
+        return None
+    try:
+        event = json.loads(request.body)
+    except (ValueError, RecursionError):
+        return None
+    id_ = event.get("id") if isinstance(event, dict) else None
+    return id_ if isinstance(id_, str) else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,6 +91,9 @@ class Subject:
     subscribed: Subscribed | None = None
     #: why the sender did not take the subscription
     refused: str | None = None
+    #: what it answers to a sender that asks whether it may send, and each time that one did
+    consent: Consent = field(default_factory=Consent, repr=False)
+    handshakes: list[Handshake] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     published: list[bytes] = field(default_factory=list, repr=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
@@ -127,13 +155,13 @@ class Subject:
             await asyncio.sleep(0.02)
         return True
 
-    def begin(self, request: Received) -> Seen:
+    def begin(self, request: Received, *, at: str = "") -> Seen:
         """Note a request, and what it is to be answered."""
-        seen = Seen(request=request, answer="")
+        seen = Seen(request=request, answer="", at=at)
         key = seen.id or ""
-        at = self._counts.get(key, 0)
-        self._counts[key] = at + 1
-        seen.answer = self.script[min(at, len(self.script) - 1)]
+        count = self._counts.get(key, 0)
+        self._counts[key] = count + 1
+        seen.answer = self.script[min(count, len(self.script) - 1)]
         self.seen.append(seen)
         self._changed.set()
         return seen
@@ -142,8 +170,9 @@ class Subject:
 class Stage:
     """The receiver that a scenario plays at. An async context manager."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, neighbourhood: Neighbourhood | None = None) -> None:
         self.sender = sender
+        self._neighbourhood = neighbourhood
         #: requests to paths that nobody was told of
         self.strays: list[Received] = []
         #: why requests were refused that are no HTTP, or not whole
@@ -171,6 +200,13 @@ class Stage:
 
     def _listener(self, tls: ssl.SSLContext | None = None) -> WireServer:
         return WireServer(self._handle, tls=tls, on_refused=lambda _reply, reason: self.refusals.append(reason))
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        """What a sender as in production meets. Raises Unplayable."""
+        if self._neighbourhood is None:
+            raise Unplayable("the kit has no addresses beside 127.0.0.1 here")
+        return self._neighbourhood
 
     @property
     def origin(self) -> str:
@@ -202,7 +238,21 @@ class Stage:
         self._subjects[path] = subject
         return subject
 
-    async def subscribe(self, subject: Subject, *, schedule: Sequence[float] = (), deadline: float = 5.0) -> Subject:
+    def place_next_door(self, name: str, script: str = "200", *, origin: str) -> Subject:
+        """An endpoint in the neighbourhood, wherever that name or address leads. Raises Unplayable."""
+        subject = self.place(name, script, origin=origin)
+        self.neighbourhood.expect(subject.path, self._handle_next_door)
+        return subject
+
+    async def subscribe(
+        self,
+        subject: Subject,
+        *,
+        schedule: Sequence[float] = (),
+        deadline: float = 5.0,
+        handshake: bool = False,
+        body: str = "",
+    ) -> Subject:
         """Subscribe a subject. Raises Refused."""
         subject.subscribed = await self.sender.subscribe(
             Wish(
@@ -212,6 +262,8 @@ class Stage:
                 schemes=subject.schemes,
                 schedule=tuple(schedule),
                 timeout=deadline,
+                handshake=handshake,
+                body=body,
             )
         )
         return subject
@@ -222,14 +274,22 @@ class Stage:
             subject.published.append(payload)
             await self.sender.publish(subject.event, payload)
 
-    async def _handle(self, exchange: Exchange) -> None:
+    async def _handle_next_door(self, address: str, exchange: Exchange) -> None:
+        await self._handle(exchange, at=address)
+
+    async def _handle(self, exchange: Exchange, *, at: str = "") -> None:
         request = exchange.request
         found = [one for path, one in self._subjects.items() if request.target.startswith(path)]
         if not found:
             self.strays.append(request)
             await exchange.reply(Reply(status=404))
             return
-        seen = found[0].begin(request)
+        if handshakes.is_handshake(request):
+            asked = Handshake(request=request)
+            found[0].handshakes.append(asked)
+            await handshakes.answer(exchange, found[0].consent, asked, time.monotonic)
+            return
+        seen = found[0].begin(request, at=at)
         behaviour = Script.parse(seen.answer).next(request)
         try:
             if behaviour is None:

@@ -144,3 +144,17 @@ def _(seen: Observed) -> str | None:
         for name, subject in seen.subjects.items()
         if name != "elsewhere" and (text := tries(subject, 2))
     )
+
+
+@check("REDIR-03", MUST, "redirects", HTTP, "After a redirect no request tells, by a Referer or otherwise, of the URL.")
+def _(seen: Observed) -> str | None:
+    if not any(subject.seen for name, subject in seen.subjects.items() if name != "elsewhere"):
+        return "no request came"
+    paths = [subject.path for subject in seen.subjects.values()]
+    for one in seen.seen:
+        if one.request.values("Referer"):
+            return f"request {one.request.number}: it has a Referer"
+        told = [name for name, value in one.request.headers if any(path in value for path in paths)]
+        if told:
+            return f"request {one.request.number}: the URL stands in {told[0]}"
+    return None

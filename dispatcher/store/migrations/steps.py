@@ -1,0 +1,34 @@
+"""Runs the steps in `versions/` that a database has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from dispatcher.errors import ConfigError
+
+
+def run(connection: Connection) -> None:
+    """Run them. Raises ConfigError when the database is newer than this program."""
+    config = _config()
+    config.attributes["connection"] = connection
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in known():
+        raise ConfigError("the database was written by a newer version of this program; upgrade the program")
+    command.upgrade(config, "head")
+
+
+def known() -> list[str]:
+    """The names of all steps, the last one first."""
+    return [step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config
