@@ -18,12 +18,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, serve, standard
-from tests.conformance.good_senders import Complete, Headers, Wire
+from tests.conformance.good_senders import Complete, Headers, OddNames, OtherLabel, Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,6 +472,24 @@ class CountsFromZero(Sender):
         return _with(super().headers(subscription, message, body), "X-Webhook-Attempt", str(message.attempt - 1))
 
 
+@_mutant("ID-02", says="came with several")
+class OddIdPerAttempt(OddNames):
+    """The id stands in a header of its own, and a retry has another."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        if message.attempt > 1:
+            message.id = f"{message.id.partition('-')[0]}-{message.attempt}"
+        return super().headers(subscription, message, body)
+
+
+@_mutant("ID-01", says="none of Odd-Message")
+class OddNameOnly(OddNames):
+    """It says what its id's header is called, and sends none."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "Odd-Message", None)
+
+
 # --- time -------------------------------------------------------------------------------------------------
 
 
@@ -506,7 +525,7 @@ class IsoTime(Sender):
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@_mutant("TIME-02")
+@_mutant("TIME-02", "TIME-04")
 class FrozenTime(Sender):
     """The timestamp is that of the first attempt, for ever."""
 
@@ -771,6 +790,42 @@ class DigestNotSigned(Complete):
             ("Content-Digest", self.digest(body)),
             ("Signature-Input", f"webhook={params}"),
             ("Signature", f"webhook=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-07", "SIGN-08", says="does not cover content-digest")
+class DigestLeftOut(OtherLabel):
+    """By a label of its own it signs where the message goes, and nothing of what is in it."""
+
+    abilities = Complete.abilities
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        url = urlsplit(subscription.url)
+        params = '("@method" "@authority" "@path")' + self.params(scheme)
+        lines = ['"@method": POST', f'"@authority": {url.netloc}', f'"@path": {url.path}']
+        base = "\n".join([*lines, f'"@signature-params": {params}']).encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Signature-Input", f"sig1={params}"),
+            ("Signature", f"sig1=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-27", "SIGN-28", says="does not cover @method")
+class SignsForAnyPlace(Complete):
+    """The digest is signed, and not where it goes: the signature is good at every other endpoint of that secret."""
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        digest = self.digest(body)
+        params = '("content-digest")' + self.params(scheme)
+        base = f'"content-digest": {digest}\n"@signature-params": {params}'.encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Content-Digest", digest),
+            ("Signature-Input", f"body={params}"),
+            ("Signature", f"body=:{base64.b64encode(signed).decode()}:"),
         ]
 
 
@@ -1067,7 +1122,7 @@ class RetryAfterInSecondsOnly(Sender):
         return float(text) if text.isdigit() else 0.0
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class PastHastens(Sender):
     """A Retry-After of the past, or of zero, has the next try at once."""
 
@@ -1077,7 +1132,7 @@ class PastHastens(Sender):
         return max(self.retry_after(answer), 0.0) if is_said and wait is not None else wait
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class ZeroHastens(Sender):
     """A Retry-After of zero has the next try at once."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,8 +82,8 @@ async def test_the_good_are_not_blamed(senders: Nursery, authority: Authority, c
 
     async def blamed(name: str, good: Good) -> list[str]:
         report = await _examined(senders.command(f"good:{name}"), authority, certificate)
-        failed = {one.requirement.id: one.detail for one in report.failed(Level.MUST, Level.SHOULD)}
-        wrong = [f"{name}: {id_} {failed.get(id_, 'passed')}" for id_ in failed.keys() ^ good.false_alarms]
+        failed = report.failed(Level.MUST, Level.SHOULD)
+        wrong = [f"{name}: {one.requirement.id} {one.detail}" for one in failed]
         skipped = [one.requirement.id for one in report.results if one.outcome is Outcome.SKIPPED]
         return [*wrong, f"{name}: skipped {skipped}"] if good.is_complete and skipped else wrong
 
@@ -97,7 +96,7 @@ async def test_a_sender_is_a_command_like_any_other(authority: Authority, certif
     """The example runs by itself, as its profile says."""
     profile = ROOT / "examples" / "other_sender" / "profile.toml"
     command = tomllib.loads(profile.read_text())["command"]
-    async with CommandSender([sys.executable, *command[1:]], authority=certificate, cwd=profile.parent) as sender:
+    async with CommandSender(command, authority=certificate, cwd=profile.parent) as sender:
         report = await examine(sender, authority, only=["HTTP-0[1-6]", "BODY-02", "ID-01", "SIGN-2[12]"])
     assert [one.requirement.id for one in report.results if one.outcome is not Outcome.PASSED] == []
 

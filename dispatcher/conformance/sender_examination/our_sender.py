@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import httpx
 
-from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
 #: seconds within which it has to start, and to stop
@@ -37,6 +37,7 @@ class OurSender:
 
     name = "webhook-dispatcher"
     abilities = frozenset(ABILITIES)
+    names = Names()
 
     def __init__(self, *, authority: Path | None = None) -> None:
         """`authority`: a certificate in PEM that it trusts beside no other."""

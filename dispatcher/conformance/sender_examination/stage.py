@@ -8,22 +8,20 @@ import itertools
 import secrets
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from dispatcher.conformance.faults import Script
-from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
-from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
+from dispatcher.conformance.sender_examination.senders import Names, Sender, Subscribed, Wish
+from dispatcher.conformance.signatures.schemes import ANYBODYS, Key, Profile, Verdict, parse_public_key, verify
 from dispatcher.conformance.wire.exchange import Exchange
 from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import WireServer
 
-#: where a message's id may stand, the first that is there counts
-ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
-#: where the time of an attempt may stand
-TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
+#: seconds: a silence is made of these
+_MOMENT = 0.1
 #: what a subject gets that a scenario says nothing else about
 PAYLOAD = b'{"n": 1}'
 
@@ -35,6 +33,8 @@ class Seen:
     request: Received
     #: what it was answered, as the script says it
     answer: str
+    #: what the sender calls its headers
+    names: Names
     #: seconds until the exchange was over; None while it is not
     lasted: float | None = None
     #: bytes of an unusual answer that were taken
@@ -43,12 +43,12 @@ class Seen:
     @property
     def id(self) -> str | None:
         """The id of its message."""
-        return next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        return next((value for name in self.names.id if (value := self.request.header(name))), None)
 
     @property
     def timestamp(self) -> str | None:
         """The time that it claims to be of, as it stands there."""
-        return next((value for name in TIME_HEADERS if (value := self.request.header(name))), None)
+        return next((value for name in self.names.timestamp if (value := self.request.header(name))), None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,6 +62,8 @@ class Subject:
     secret: str = field(repr=False)
     #: what the requests of a message are answered, one after the other; the last for ever
     script: tuple[str, ...]
+    #: what the sender calls its headers
+    names: Names = field(default_factory=Names)
     schemes: tuple[str, ...] = ()
     subscribed: Subscribed | None = None
     #: why the sender did not take the subscription
@@ -87,7 +89,9 @@ class Subject:
             for seen in self.messages.values()
         ]
 
-    def verify(self, scheme: str, request: Received, *, secret: str | None = None) -> Verdict:
+    def verify(
+        self, scheme: str, request: Received, *, secret: str | None = None, profile: Profile = ANYBODYS
+    ) -> Verdict:
         """Whether a request is signed by this scheme with the subject's secret, or with another."""
         public = None
         if secret is None and self.subscribed is not None and self.subscribed.public_key:
@@ -96,12 +100,21 @@ class Subject:
         # WebSub leaves the hash to the sender, but SHA-1 is no good any more.
         label = (request.header("X-Hub-Signature") or "").partition("=")[0]
         method = label if label in {"sha384", "sha512"} else "sha256"
-        return verify(scheme, [key], request, now=request.at, tolerance=60.0, hub_method=method)
+        return verify(scheme, [key], request, now=request.at, tolerance=60.0, hub_method=method, profile=profile)
+
+    def missing(self, since: int = 0) -> list[bytes]:
+        """The payloads that are in no request from this one on."""
+        bodies = [one.request.body for one in self.seen[since:]]
+        return [payload for payload in self.published if not any(payload in body for body in bodies)]
 
     async def wait(self, count: int, *, within: float) -> bool:
         """Wait until so many requests have come; whether they have."""
+        return await self.until(lambda: len(self.seen) >= count, within=within)
+
+    async def until(self, is_so: Callable[[], bool], *, within: float) -> bool:
+        """Wait until something is so that requests change; whether it is."""
         deadline = time.monotonic() + within
-        while len(self.seen) < count:
+        while not is_so():
             self._changed.clear()
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -111,12 +124,15 @@ class Subject:
         return True
 
     async def rest(self, seconds: float, *, most: float = 20.0) -> None:
-        """Wait until nothing has come for so long, or until the end of patience with what does not end."""
+        """Wait until nothing has come for so long, or until the end of patience with what does not end.
+
+        A silence is so many moments in which we were there to listen: a machine that keeps us from it has a longer one.
+        """
         end = time.monotonic() + most
-        while time.monotonic() < end:
-            count = len(self.seen)
-            if not await self.wait(count + 1, within=seconds):
-                return
+        moments = 0
+        while moments * _MOMENT < seconds and time.monotonic() < end:
+            has_come = await self.wait(len(self.seen) + 1, within=_MOMENT)
+            moments = 0 if has_come else moments + 1
 
     async def over(self, *, within: float) -> bool:
         """Wait until every exchange is over; whether it is."""
@@ -129,7 +145,7 @@ class Subject:
 
     def begin(self, request: Received) -> Seen:
         """Note a request, and what it is to be answered."""
-        seen = Seen(request=request, answer="")
+        seen = Seen(request=request, answer="", names=self.names)
         key = seen.id or ""
         at = self._counts.get(key, 0)
         self._counts[key] = at + 1
@@ -169,6 +185,16 @@ class Stage:
         self._servers.append(server)
         return f"https://localhost:{server.port}"
 
+    async def dialled(self, subject: Subject, *, within: float) -> bool:
+        """Wait until somebody tried to reach a subject, whose origin is its own; whether he did."""
+        server = next(one for one in self._servers if f":{one.port}/" in subject.url)
+        end = time.monotonic() + within
+        while not subject.seen and not server.failed_handshakes:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_MOMENT)
+        return True
+
     def _listener(self, tls: ssl.SSLContext | None = None) -> WireServer:
         return WireServer(self._handle, tls=tls, on_refused=lambda _reply, reason: self.refusals.append(reason))
 
@@ -197,6 +223,7 @@ class Stage:
             event=f"{name.replace('-', '_')}.t{nonce}",
             secret=secret or "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode(),
             script=tuple(script.split(",")),
+            names=self.sender.names,
             schemes=tuple(schemes),
         )
         self._subjects[path] = subject

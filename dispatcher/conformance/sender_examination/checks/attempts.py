@@ -7,6 +7,10 @@ from dispatcher.conformance.sender_examination.scenarios import Observed
 from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP, OWASP_SSRF, STANDARD
 
+#: share of a distance by which half a dozen of them differ that are spread by chance: with a tenth either way it is
+#: about three times as much
+_LEAST_SPREAD = 0.025
+
 
 @check("RETRY-01", MUST, "retries", STANDARD, "What is answered with 5xx is sent again.")
 def _(seen: Observed) -> str | None:
@@ -38,11 +42,13 @@ def _(seen: Observed) -> str | None:
     "The distances are spread by chance, so that attempts do not come in waves.",
 )
 def _(seen: Observed) -> str | None:
-    last = [gaps[2] for gaps in seen.gaps if len(gaps) >= 3]
-    if len(last) < 6:
+    last = sorted(gaps[2] for gaps in seen.gaps if len(gaps) >= 3)
+    if len(last) < 8:
         return "too few attempts came to tell"
-    spread = max(last) - min(last)
-    return None if spread >= 0.1 * (sum(last) / len(last)) else f"{len(last)} distances are alike within {spread:.3f} s"
+    # Of the shorter half: what a busy machine adds goes to the others, and is no chance of the sender's.
+    shorter = last[: len(last) // 2]
+    spread = shorter[-1] - shorter[0]
+    return None if spread >= _LEAST_SPREAD * shorter[0] else f"{len(shorter)} distances are alike within {spread:.3f} s"
 
 
 @check("RETRY-05", MUST, "exhausted", STANDARD, "The number of attempts is limited.")
@@ -120,15 +126,16 @@ def _(seen: Observed) -> str | None:
     "Retry-After of the past, of zero, or as garbage neither hastens nor ends the retries.",
 )
 def _(seen: Observed) -> str | None:
-    # the schedule says 0.5 s, and chance may take a fifth of it
-    return first(_waited(seen[name], 0.3) for name in ("past", "zero", "garbage"))
+    # the schedule says 1 s, and chance may take a fifth of it, or more
+    return first(_waited(seen[name], 0.6) for name in ("past", "zero", "garbage"))
 
 
 @check("RETRY-15", SHOULD, "neighbours", STANDARD, "The first attempt is prompt.")
 def _(seen: Observed) -> str | None:
     delays = seen.facts["delays"]
     assert isinstance(delays, list)
-    return None if sorted(delays)[len(delays) // 2] < 2.0 else f"it took {sorted(delays)[len(delays) // 2]:.1f} s"
+    # the shortest of several: who looks for work every few seconds is slow each time
+    return None if min(delays) < 2.0 else f"it took {min(delays):.1f} s"
 
 
 @check("REDIR-01", MUST, "redirects", OWASP_SSRF, "No redirect is followed.")

@@ -17,12 +17,14 @@ _MOST_TAKEN = 24 * 1_048_576
 def _ended(subject: Subject) -> str | None:
     if not subject.seen:
         return "no request came"
-    lasted = subject.seen[0].lasted
+    # the best of several messages: a busy machine lengthens some, and shortens none
+    endless = [one for one in subject.seen if one.answer != "200"]
+    lasted = min((one.lasted for one in endless if one.lasted is not None), default=None)
     if lasted is None:
-        return "the exchange was not over after ten seconds"
+        return "no exchange was over after ten seconds"
     if lasted > DEADLINE + _GRACE:
         return f"it lasted {lasted:.1f} s, with a deadline of {DEADLINE:g} s"
-    taken = subject.seen[0].taken
+    taken = min(one.taken for one in endless)
     return f"{taken / 1_048_576:.0f} MiB of the answer were taken" if taken > _MOST_TAKEN else None
 
 
@@ -104,8 +106,7 @@ def _(seen: Observed) -> str | None:
 @check("HEALTH-05", SHOULD, "enabling", CONTRACT, "What was published while it was disabled comes after it is enabled.")
 def _(seen: Observed) -> str | None:
     subject = seen["subject"]
-    bodies = [one.request.body for one in subject.seen[int(str(seen.facts["before"])) :]]
-    missing = [payload for payload in subject.published if not any(payload in body for body in bodies)]
+    missing = subject.missing(int(str(seen.facts["before"])))
     return f"{len(missing)} of {len(subject.published)} payloads did not come" if missing else None
 
 
