@@ -1,6 +1,6 @@
 """Senders that do the same well in different ways: none of them is to fail anything that weighs.
 
-`python -m tests.conformance.good_senders NAME` runs one, as tests.conformance.mutant_senders does with bad ones.
+`python -m tests.conformance.good_senders NAME` runs one, as tests.conformance.more_mutants does with bad ones.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Senders with one fault each, and the checks that are there to find it.
 
-`python -m tests.conformance.mutant_senders NAME` runs one. Each is a good sender but for what its docstring says.
+Each is a good sender but for what its docstring says. tests.conformance.more_mutants adds to them, and runs them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import random
 import re
 import ssl
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, serve, standard
+from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, standard
 from tests.conformance.good_senders import Complete, Headers, OddNames, OtherLabel, Wire
 
 
@@ -1528,7 +1527,3 @@ class ParsesAddresses(Complete):
     async def refuses(self, url: str) -> dict[str, Any]:
         said = await super().refuses(url)
         return {"refuses": said["refuses"] and "127.1:" not in url}
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(MUTANTS[sys.argv[1]].make()))

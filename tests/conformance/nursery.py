@@ -20,7 +20,7 @@ from pathlib import Path
 
 from examples.other_sender.sender import Sender, serve
 from tests.conformance.good_senders import GOOD
-from tests.conformance.mutant_senders import MUTANTS
+from tests.conformance.more_mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from dispatcher.conformance.sender_examination.checks import CHECKS
 from dispatcher.conformance.sender_examination.command_sender import CommandSender
 from dispatcher.conformance.sender_examination.examination import examine
 from tests.conformance.good_senders import GOOD, Good
-from tests.conformance.mutant_senders import MUTANTS, Mutant
+from tests.conformance.more_mutants import MUTANTS, Mutant
 from tests.conformance.nursery import Nursery, nursery
 
 #: mutants that run at once: most of the time they wait

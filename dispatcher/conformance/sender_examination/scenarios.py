@@ -215,7 +215,8 @@ async def _callback(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("At each of twelve endpoints an event is refused with 500, 503 and 502, and then taken.", "schedule")
 async def _retries(stage: Stage, _authority: Authority) -> Observed:
     # One event each: a sender may well spare an endpoint at which everything fails.
-    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200") for n in range(1, 13)]
+    rest = "/a%2Fb?x=1&y=%C3%A9"
+    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200", rest=rest) for n in range(1, 13)]
 
     async def play(turn: int, subject: Subject) -> None:
         await asyncio.sleep(turn * APART)
@@ -279,9 +280,9 @@ async def _redirects(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("Retry-After in both forms, of the past, and as garbage.", "schedule")
 async def _retry_after(stage: Stage, _authority: Authority) -> Observed:
     subjects = [
-        stage.place("seconds", "429;retry-after=2,200"),
-        stage.place("unavailable", "503;retry-after=2,200"),
-        stage.place("date", "429;retry-after-date=3,200"),
+        stage.place("seconds", "429;retry-after=3,200"),
+        stage.place("unavailable", "503;retry-after=3,200"),
+        stage.place("date", "429;retry-after-date=4,200"),
         stage.place("past", "429;retry-after-date=-3600,200"),
         stage.place("zero", "429;retry-after=0,200"),
         stage.place("garbage", "429;retry-after-raw=soon,200"),
@@ -300,15 +301,63 @@ async def _endless(stage: Stage, _authority: Authority) -> Observed:
     faults = {
         "hang": "", "slow-headers": "", "endless-headers": slow, "interim-flood": slow, "drip": "", "huge": slow
     }  # fmt: skip
-    subjects = [stage.place(fault, f"{fault}{settings},200") for fault, settings in faults.items()]
+    # The last two begin with a good head: some take that for a success, some try again, which is the same for ever.
+    subjects = [
+        stage.place(fault, f"{fault}{settings}" + ("" if fault in {"drip", "huge"} else ",200"))
+        for fault, settings in faults.items()
+    ]
 
     async def play(subject: Subject) -> None:
-        # The last two begin with a good head: some take that for a success, some try again.
         requests = 1 if subject.name in {"drip", "huge"} else 2
         await _deliver(stage, subject, times=2, requests=requests, schedule=QUICK, deadline=DEADLINE)
         await subject.over(within=PROMPT)
 
     await asyncio.gather(*(play(one) for one in subjects))
+    return _observed(*subjects)
+
+
+@_scenario("An endpoint takes two seconds to answer, which is within the deadline.", "timeout")
+async def _slow(stage: Stage, _authority: Authority) -> Observed:
+    subject = stage.place("slow", "late;after=2,200")
+    await _deliver(stage, subject, schedule=QUICK, deadline=PROMPT)
+    await subject.over(within=PROMPT)
+    await subject.rest(SILENCE)
+    return _observed(subject)
+
+
+@_scenario("An endpoint answers as a whole, and resets the connection a moment later.")
+async def _torn(stage: Stage, _authority: Authority) -> Observed:
+    subject = stage.place("torn", "torn,200")
+    await _deliver(stage, subject, schedule=QUICK)
+    return _observed(subject)
+
+
+@_scenario("One endpoint asks to be left alone for a minute; another is in good health.")
+async def _patience(stage: Stage, _authority: Authority) -> Observed:
+    busy, healthy = stage.place("busy", "429;retry-after=60,200"), stage.place("healthy")
+    await stage.subscribe(busy, schedule=QUICK)
+    await stage.subscribe(healthy)
+    await stage.publish(busy)
+    await busy.wait(1, within=PROMPT)
+    await busy.over(within=PROMPT)
+    # until the sender has understood what it was asked
+    await busy.rest(SILENCE / 2)
+    await stage.publish(healthy)
+    await healthy.wait(1, within=PROMPT)
+    return _observed(busy, healthy)
+
+
+@_scenario("Two subscriptions want events whose types begin alike, and each type is published.")
+async def _routes(stage: Stage, _authority: Authority) -> Observed:
+    short, long, deep = stage.place("short"), stage.place("long"), stage.place("deep")
+    long.event, deep.event = f"{short.event}x", f"{short.event}.x"
+    subjects = (short, long, deep)
+    for subject in subjects:
+        await stage.subscribe(subject)
+    for n, subject in enumerate(subjects):
+        await stage.publish(subject, b'{"route": %d}' % n)
+    await asyncio.gather(*(one.wait(1, within=PROMPT) for one in subjects))
+    await asyncio.gather(*(one.rest(SILENCE) for one in subjects))
     return _observed(*subjects)
 
 

@@ -251,7 +251,12 @@ class Stage:
 
     async def _handle(self, exchange: Exchange) -> None:
         request = exchange.request
-        found = [one for path, one in self._subjects.items() if request.target.startswith(path)]
+        # the target as it should be, or the path in it where it is in absolute form: that is a check's matter
+        found = [
+            one
+            for path, one in self._subjects.items()
+            if path in (request.target[: len(path)], request.path[: len(path)])
+        ]
         if not found:
             self.strays.append(request)
             await exchange.reply(Reply(status=404))

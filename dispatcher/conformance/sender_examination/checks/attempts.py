@@ -5,7 +5,7 @@ from __future__ import annotations
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, all_of, check, first, tries
 from dispatcher.conformance.sender_examination.scenarios import Observed
 from dispatcher.conformance.sender_examination.stage import Subject
-from dispatcher.conformance.sources import CONTRACT, HTTP, OWASP_SSRF, STANDARD
+from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, OWASP_SSRF, STANDARD
 
 #: share of a distance by which half a dozen of them differ that are spread by chance: with a tenth either way it is
 #: about three times as much
@@ -109,13 +109,13 @@ def _waited(subject: Subject, seconds: float) -> str | None:
 
 @check("RETRY-12", SHOULD, "retry-after", HTTP, "Retry-After in seconds is kept, with 429 and with 503.")
 def _(seen: Observed) -> str | None:
-    return first(_waited(seen[name], 1.95) for name in ("seconds", "unavailable"))
+    return first(_waited(seen[name], 2.95) for name in ("seconds", "unavailable"))
 
 
 @check("RETRY-13", SHOULD, "retry-after", HTTP, "Retry-After as a date is kept.")
 def _(seen: Observed) -> str | None:
     # a date has whole seconds, so up to one is lost
-    return _waited(seen["date"], 1.95)
+    return _waited(seen["date"], 2.95)
 
 
 @check(
@@ -136,6 +136,21 @@ def _(seen: Observed) -> str | None:
     assert isinstance(delays, list)
     # the shortest of several: who looks for work every few seconds is slow each time
     return None if min(delays) < 2.0 else f"it took {min(delays):.1f} s"
+
+
+@check("RETRY-16", MUST, "torn", HTTP11, "An answer that came as a whole counts, whatever becomes of its connection.")
+def _(seen: Observed) -> str | None:
+    return tries(seen["torn"], 1)
+
+
+@check("RETRY-17", MUST, "slow", STANDARD, "While an answer may still come, the message is not sent again.")
+def _(seen: Observed) -> str | None:
+    return tries(seen["slow"], 1)
+
+
+@check("RETRY-18", SHOULD, "patience", HTTP, "An endpoint that asks to wait holds up no other.")
+def _(seen: Observed) -> str | None:
+    return None if seen["healthy"].seen else "the other's message did not come within ten seconds"
 
 
 @check("REDIR-01", MUST, "redirects", OWASP_SSRF, "No redirect is followed.")

@@ -63,6 +63,22 @@ def _(seen: Observed) -> str | None:
 
 
 @check(
+    "LIMIT-11",
+    MUST,
+    "endless",
+    STANDARD,
+    "What never answers as a whole is not sent more often than the schedule says.",
+)
+def _(seen: Observed) -> str | None:
+    most = 2
+    for name in ("drip", "huge"):
+        many = [len(ones) for ones in seen[name].messages.values() if len(ones) > most]
+        if many:
+            return f"{name}: a message came {many[0]} times; the schedule has {most}"
+    return None
+
+
+@check(
     "LIMIT-10",
     MUST,
     "second-answer",

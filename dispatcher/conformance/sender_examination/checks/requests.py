@@ -132,6 +132,41 @@ def _(seen: Observed) -> str | None:
     )
 
 
+@check(
+    "HTTP-14",
+    MUST,
+    "plain",
+    HTTP11,
+    "A request is well-formed: one framing, lines that end in CR LF, no value over several lines.",
+)
+def _(seen: Observed) -> str | None:
+    return _refused(seen) or (None if seen["plain"].seen else "no request came")
+
+
+@check("HTTP-15", MUST, "retries", WEBSUB, "Each attempt of a message has the same method, target and Content-Type.")
+def _(seen: Observed) -> str | None:
+    for subject in seen.subjects.values():
+        for what, values in (
+            ("method", {one.request.method for one in subject.seen}),
+            ("target", {one.request.target for one in subject.seen}),
+            ("Content-Type", {tuple(one.request.values("Content-Type")) for one in subject.seen}),
+        ):
+            if len(values) > 1:
+                return f"the {what} of a message changed between attempts"
+    return None
+
+
+@check("ROUTE-01", MUST, "routes", STANDARD, "A subscription gets events of its own type, and no others.")
+def _(seen: Observed) -> str | None:
+    for name, subject in seen.subjects.items():
+        strangers = [one for one in subject.seen if not any(own in one.request.body for own in subject.published)]
+        if strangers:
+            return f"{name}: {len(strangers)} requests came of another type, which only begins alike"
+        if not subject.seen:
+            return f"{name}: nothing of its own type came"
+    return None
+
+
 @check("BODY-01", MUST, "plain", JSON, "A body that is called JSON is JSON in UTF-8.")
 def _(seen: Observed) -> str | None:
     return each(seen["plain"], lambda one: _is_no_json(one.request))
@@ -192,6 +227,19 @@ def _(seen: Observed) -> str | None:
         return None if good else "it is empty, long, or has other characters"
 
     return each(seen["plain"], wrong)
+
+
+@check(
+    "ID-06", SHOULD, "enabling", STANDARD, "What is sent once a subscription is enabled again has the id that it had."
+)
+def _(seen: Observed) -> str | None:
+    subject = seen["subject"]
+    payload = subject.published[0]
+    earlier = {one.id for one in subject.seen[: int(str(seen.facts["before"]))] if payload in one.request.body}
+    later = {one.id for one in subject.seen[int(str(seen.facts["before"])) :] if payload in one.request.body}
+    if not later:
+        return "what was refused did not come again"
+    return None if later <= earlier else "the message came under another id"
 
 
 @check("ID-05", MAY, "retries", CONTRACT, "Attempts are numbered 1, 2, 3 in X-Webhook-Attempt.")

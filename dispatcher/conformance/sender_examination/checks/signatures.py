@@ -146,6 +146,18 @@ def _is_movable(subject: Subject, scheme: str, one: Seen) -> str | None:
     return None if any(verdict.is_good for verdict in verdicts) else verdicts[0].reason
 
 
+@check(
+    "SIGN-29", SHOULD, "signed-by-rfc9421", rfc(9421, "7.2.2"), "A retry is signed anew: `created` is of the attempt."
+)
+def _(seen: Observed) -> str | None:
+    for ones in seen["signed"].messages.values():
+        # they are more than a second apart
+        times = [seen["signed"].verify("rfc9421", one.request).timestamp for one in ones]
+        if len(times) > 1 and times[0] is not None and len(set(times)) == 1:
+            return f"{len(times)} attempts were created at the same time"
+    return None
+
+
 _of_coverage(27, "rfc9421")
 _of_coverage(28, "rfc9421-ed25519")
 
