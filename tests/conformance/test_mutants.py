@@ -61,6 +61,7 @@ def _escapes(mutant: Mutant, report: Report) -> list[str]:
     return wrong
 
 
+@pytest.mark.timeout(400)  # most of it is waiting, and a busy machine makes it longer
 async def test_every_mutant_is_caught(senders: Nursery, authority: Authority, certificate: Path) -> None:
     """Each mutant fails each check that is meant for it, for what it does wrong."""
     at_once = asyncio.Semaphore(AT_ONCE)
@@ -77,6 +78,7 @@ async def test_every_mutant_is_caught(senders: Nursery, authority: Authority, ce
     assert not escaped, "\n".join(escaped)
 
 
+@pytest.mark.timeout(400)
 async def test_the_good_are_not_blamed(senders: Nursery, authority: Authority, certificate: Path) -> None:
     """However a good sender does it: nothing of weight fails."""
 
