@@ -41,13 +41,16 @@ class Mutant:
 
     @property
     def turn(self) -> int:
-        """When it is best examined: floods first, then what the kit waits for, then what wants a quiet machine."""
+        """When it is best examined: floods first, then what the kit waits for."""
         groups = {check.partition("-")[0] for check in self.checks}
         if "LIMIT" in groups or "RETRY-05" in self.checks:
             return 0
-        if "RETRY-04" in self.checks:
-            return 2
-        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS"} else 3
+        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS"} else 2
+
+    @property
+    def is_known_by_distances(self) -> bool:
+        """Whether nothing tells it from a good one but how long it waits."""
+        return bool({"RETRY-03", "RETRY-04"} & set(self.checks))
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -1197,7 +1200,7 @@ class DropsRedirected(Sender):
 
 
 #: seconds after which the endless ends all the same, so that no test waits for it
-_MUCH_LATER = 4.0
+_MUCH_LATER = 8.0
 #: seconds from one byte to the next; an endpoint that drips takes one, and more where the machine is busy
 _PER_READ = 3.0
 
@@ -1300,7 +1303,7 @@ class OneAfterTheOther(Sender):
         async with self.worker:
             if subscription.id in self.late:
                 return Answer(status=None)
-            subscription.timeout = min(subscription.timeout, 8.0)
+            subscription.timeout = min(subscription.timeout, 14.0)
             answer = await super().post(subscription, headers, body)
             if answer.status is None:
                 self.late.add(subscription.id)

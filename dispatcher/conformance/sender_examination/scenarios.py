@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.sender_examination.senders import Refused
-from dispatcher.conformance.sender_examination.stage import Seen, Stage, Subject
+from dispatcher.conformance.sender_examination.stage import PATIENT, Seen, Stage, Subject
 
 #: seconds within which what has to come comes
 PROMPT = 10.0
@@ -28,7 +28,9 @@ DEADLINE = 1.0
 #: seconds between tries where they have to be quick, and where they have to fall into different seconds, whatever
 #: chance takes away
 QUICK = (0.2,)
-SPACED = (2.2,)
+SPACED = (3.4,)
+#: the same, where the distances themselves are looked at
+RISING = (0.4, 0.9, 4.0)
 #: seconds between the first messages to endpoints that must not meet in one wave
 APART = 0.05
 
@@ -220,7 +222,7 @@ async def _retries(stage: Stage, _authority: Authority) -> Observed:
 
     async def play(turn: int, subject: Subject) -> None:
         await asyncio.sleep(turn * APART)
-        await _deliver(stage, subject, requests=4, schedule=(0.4, 0.9, 3.0))
+        await _deliver(stage, subject, requests=4, schedule=RISING)
 
     await _quiet(most=PROMPT)
     await asyncio.gather(*(play(turn, one) for turn, one in enumerate(subjects)))
@@ -256,13 +258,16 @@ async def _in_between(stage: Stage, _authority: Authority) -> Observed:
 
 @_scenario("Connections that break: before an answer, within it, or by a reset.", "schedule")
 async def _broken(stage: Stage, _authority: Authority) -> Observed:
-    return await _one_each(stage, ["close", "reset", "garbage", "http09"], then="200")
+    # Some take a while to see that what came is no answer, and may.
+    return await _one_each(stage, ["close", "reset", "garbage", "http09"], then="200", deadline=5.0)
 
 
-async def _one_each(stage: Stage, answers: list[str], *, then: str = "") -> Observed:
+async def _one_each(stage: Stage, answers: list[str], *, then: str = "", deadline: float = PATIENT) -> Observed:
     """A subject for each answer."""
     subjects = [stage.place(f"{answer}", f"{answer},{then}" if then else answer) for answer in answers]
-    await asyncio.gather(*(_deliver(stage, one, requests=2 if then else 1, schedule=QUICK) for one in subjects))
+    await asyncio.gather(
+        *(_deliver(stage, one, requests=2 if then else 1, schedule=QUICK, deadline=deadline) for one in subjects)
+    )
     return _observed(*subjects)
 
 
@@ -375,7 +380,7 @@ async def _second_answer(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("One endpoint hangs with thirty events; another is in good health.", "timeout")
 async def _neighbours(stage: Stage, _authority: Authority) -> Observed:
     hanging, healthy = stage.place("hanging", "hang"), stage.place("healthy")
-    await stage.subscribe(hanging, deadline=PROMPT)
+    await stage.subscribe(hanging, deadline=PATIENT)
     await stage.subscribe(healthy)
     await stage.publish(hanging, times=30)
     await hanging.wait(1, within=PROMPT)

@@ -18,13 +18,13 @@ def _ended(subject: Subject) -> str | None:
     if not subject.seen:
         return "no request came"
     # the best of several messages: a busy machine lengthens some, and shortens none
-    endless = [one for one in subject.seen if one.answer != "200"]
-    lasted = min((one.lasted for one in endless if one.lasted is not None), default=None)
-    if lasted is None:
+    ended = [one for one in subject.seen if one.answer != "200" and one.lasted is not None]
+    if not ended:
         return "no exchange was over after ten seconds"
+    lasted = min(one.lasted for one in ended if one.lasted is not None)
     if lasted > DEADLINE + _GRACE:
         return f"it lasted {lasted:.1f} s, with a deadline of {DEADLINE:g} s"
-    taken = min(one.taken for one in endless)
+    taken = min(one.taken for one in ended)
     return f"{taken / 1_048_576:.0f} MiB of the answer were taken" if taken > _MOST_TAKEN else None
 
 

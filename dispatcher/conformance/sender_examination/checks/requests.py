@@ -254,7 +254,7 @@ def _(seen: Observed) -> str | None:
 #: seconds by which a timestamp may be off, since a busy machine takes its time between signing and sending
 _LATE = 15.0
 #: seconds between attempts that cannot be of the same second, however late the second one was on its way
-_SECONDS_APART = 1.6
+_SECONDS_APART = 2.5
 
 
 @check("TIME-01", MUST, "signed-by-standard", STANDARD, "The timestamp is in whole Unix seconds, and of now.")
