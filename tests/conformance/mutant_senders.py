@@ -1,6 +1,6 @@
 """Senders with one fault each, and the checks that are there to find it.
 
-`python -m tests.conformance.mutant_senders NAME` runs one. Each is a good sender but for what its docstring says.
+Each is a good sender but for what its docstring says. tests.conformance.more_mutants adds to them, and runs them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import random
 import re
 import socket
 import ssl
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -27,8 +26,8 @@ from urllib.parse import urlsplit
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, serve, standard
-from tests.conformance.good_senders import Background, Complete, Headers, Shaking, Strict, Wire
+from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, standard
+from tests.conformance.good_senders import Background, Complete, Headers, OddNames, OtherLabel, Shaking, Strict, Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +45,16 @@ class Mutant:
 
     @property
     def turn(self) -> int:
-        """When it is best examined: floods first, then what the kit waits for, then what wants a quiet machine."""
+        """When it is best examined: floods first, then what the kit waits for."""
         groups = {check.partition("-")[0] for check in self.checks}
         if "LIMIT" in groups or "RETRY-05" in self.checks:
             return 0
-        if "RETRY-04" in self.checks:
-            return 2
-        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS", "EGRESS"} else 3
+        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS", "EGRESS"} else 2
+
+    @property
+    def is_known_by_distances(self) -> bool:
+        """Whether nothing tells it from a good one but how long it waits."""
+        return bool({"RETRY-03", "RETRY-04"} & set(self.checks))
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -476,6 +478,24 @@ class CountsFromZero(Sender):
         return _with(super().headers(subscription, message, body), "X-Webhook-Attempt", str(message.attempt - 1))
 
 
+@_mutant("ID-02", says="came with several")
+class OddIdPerAttempt(OddNames):
+    """The id stands in a header of its own, and a retry has another."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        if message.attempt > 1:
+            message.id = f"{message.id.partition('-')[0]}-{message.attempt}"
+        return super().headers(subscription, message, body)
+
+
+@_mutant("ID-01", says="none of Odd-Message")
+class OddNameOnly(OddNames):
+    """It says what its id's header is called, and sends none."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "Odd-Message", None)
+
+
 # --- time -------------------------------------------------------------------------------------------------
 
 
@@ -511,7 +531,7 @@ class IsoTime(Sender):
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@_mutant("TIME-02")
+@_mutant("TIME-02", "TIME-04")
 class FrozenTime(Sender):
     """The timestamp is that of the first attempt, for ever."""
 
@@ -776,6 +796,42 @@ class DigestNotSigned(Complete):
             ("Content-Digest", self.digest(body)),
             ("Signature-Input", f"webhook={params}"),
             ("Signature", f"webhook=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-07", "SIGN-08", says="does not cover content-digest")
+class DigestLeftOut(OtherLabel):
+    """By a label of its own it signs where the message goes, and nothing of what is in it."""
+
+    abilities = Complete.abilities
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        url = urlsplit(subscription.url)
+        params = '("@method" "@authority" "@path")' + self.params(scheme)
+        lines = ['"@method": POST', f'"@authority": {url.netloc}', f'"@path": {url.path}']
+        base = "\n".join([*lines, f'"@signature-params": {params}']).encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Signature-Input", f"sig1={params}"),
+            ("Signature", f"sig1=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-27", "SIGN-28", says="does not cover @method")
+class SignsForAnyPlace(Complete):
+    """The digest is signed, and not where it goes: the signature is good at every other endpoint of that secret."""
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        digest = self.digest(body)
+        params = '("content-digest")' + self.params(scheme)
+        base = f'"content-digest": {digest}\n"@signature-params": {params}'.encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Content-Digest", digest),
+            ("Signature-Input", f"body={params}"),
+            ("Signature", f"body=:{base64.b64encode(signed).decode()}:"),
         ]
 
 
@@ -1072,7 +1128,7 @@ class RetryAfterInSecondsOnly(Sender):
         return float(text) if text.isdigit() else 0.0
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class PastHastens(Sender):
     """A Retry-After of the past, or of zero, has the next try at once."""
 
@@ -1082,7 +1138,7 @@ class PastHastens(Sender):
         return max(self.retry_after(answer), 0.0) if is_said and wait is not None else wait
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class ZeroHastens(Sender):
     """A Retry-After of zero has the next try at once."""
 
@@ -1177,7 +1233,7 @@ class TellsWhereItCameFrom(Sender):
 
 
 #: seconds after which the endless ends all the same, so that no test waits for it
-_MUCH_LATER = 4.0
+_MUCH_LATER = 8.0
 #: seconds from one byte to the next; an endpoint that drips takes one, and more where the machine is busy
 _PER_READ = 3.0
 
@@ -1280,7 +1336,7 @@ class OneAfterTheOther(Sender):
         async with self.worker:
             if subscription.id in self.late:
                 return Answer(status=None)
-            subscription.timeout = min(subscription.timeout, 8.0)
+            subscription.timeout = min(subscription.timeout, 14.0)
             answer = await super().post(subscription, headers, body)
             if answer.status is None:
                 self.late.add(subscription.id)
@@ -2041,7 +2097,3 @@ class PicksTheGood(Complete):
 
     def vetted(self, found: list[str]) -> list[str]:
         return list(filter(self.admits, found))
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(MUTANTS[sys.argv[1]].make()))

@@ -165,6 +165,19 @@ async def test_the_bytes_of_a_fault(script: str, expected: bytes) -> None:
         assert await ask(served) == expected
 
 
+async def test_a_torn_answer_comes_as_a_whole_before_the_reset() -> None:
+    async with endpoint("torn;status=201") as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+        try:
+            writer.write(REQUEST)
+            whole = b"HTTP/1.1 201 \r\nContent-Length: 2\r\n\r\nok"
+            assert await reader.readexactly(len(whole)) == whole
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        finally:
+            writer.transport.abort()
+
+
 @pytest.mark.parametrize(("script", "head", "body"), GOOD)
 async def test_the_bytes_of_a_good_answer(script: str, head: bytes, body: bytes) -> None:
     length = b"" if b" 204 " in head else b"Content-Length: %d\r\n" % len(body)
@@ -176,7 +189,7 @@ async def test_the_bytes_of_a_good_answer(script: str, head: bytes, body: bytes)
 def test_every_fault_is_looked_at() -> None:
     scripts = [script for script, _ in CLOSED] + [script for script, _, _ in GOOD]
     faults_seen = [Script.parse(script).steps[0].fault for script in scripts]
-    elsewhere = {"reset", "endless-headers", "gzip-bomb"}
+    elsewhere = {"reset", "torn", "endless-headers", "gzip-bomb"}
     assert set(FAULTS) == {fault.name for fault in faults_seen if fault} | elsewhere
     words = {outcome.value for outcome in Outcome} | {""}
     for name, fault in FAULTS.items():

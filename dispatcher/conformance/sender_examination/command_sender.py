@@ -9,6 +9,8 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +19,7 @@ from typing import Any, Self
 import msgspec
 
 from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
-from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
 #: seconds within which each call is answered, and within which the command ends when stdin does
@@ -25,6 +27,11 @@ ANSWER_WITHIN = 30.0
 END_WITHIN = 10.0
 #: bytes of one answer
 MAX_LINE_BYTES = 1 << 20
+
+#: stands in a command for the interpreter that runs the kit, and so for whatever is installed beside it
+PYTHON = "{python}"
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 
 
 class CommandSender:
@@ -39,7 +46,7 @@ class CommandSender:
         cwd: Path | None = None,
     ) -> None:
         """`authority`: a certificate in PEM that the sender may trust, if it can. `neighbourhood`: one that runs."""
-        self._command = tuple(command)
+        self._command = tuple(sys.executable if word == PYTHON else word for word in command)
         self._surroundings = {
             "authority": str(authority) if authority else None,
             "name_server": neighbourhood.names.address if neighbourhood else None,
@@ -49,6 +56,7 @@ class CommandSender:
         self._cwd = cwd
         self.name = self._command[0] if self._command else ""
         self.abilities: frozenset[str] = frozenset()
+        self.names = Names()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._process: asyncio.subprocess.Process
@@ -73,6 +81,10 @@ class CommandSender:
             unknown = sorted(self.abilities - ABILITIES.keys())
             if unknown:
                 raise ConfigError(f"the sender says that it can {unknown[0]!r}, which is no ability")
+            self.names = Names(
+                id=_header(about, "id_header", self.names.id),
+                timestamp=_header(about, "timestamp_header", self.names.timestamp),
+            )
         except BaseException:
             await self._end()
             raise
@@ -181,3 +193,13 @@ class CommandSender:
 def _further(wish: Wish) -> dict[str, object]:
     """What is asked only of senders that said they can: others need not know of it."""
     return {name: value for name, value in (("handshake", wish.handshake), ("body", wish.body)) if value}
+
+
+def _header(about: dict[str, Any], key: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """The one header that the sender names. Raises ConfigError."""
+    name = about.get(key)
+    if name is None:
+        return otherwise
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise ConfigError(f"the sender's `{key}` is not the name of a header")
+    return (name,)

@@ -22,7 +22,7 @@ from typing import Any, Self
 import httpx
 
 from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
-from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
 #: seconds within which it has to start, and to stop
@@ -43,6 +43,7 @@ class OurSender:
 
     name = "webhook-dispatcher"
     abilities = frozenset(ABILITIES)
+    names = Names()
 
     def __init__(self, *, authority: Path | None = None, neighbourhood: Neighbourhood | None = None) -> None:
         """`authority`: a certificate in PEM that it trusts beside no other. `neighbourhood`: one that runs."""

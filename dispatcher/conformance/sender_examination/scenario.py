@@ -11,7 +11,7 @@ from dispatcher.conformance.sender_examination.stage import Seen, Stage, Subject
 #: seconds within which what has to come comes
 PROMPT = 10.0
 #: seconds of silence after which nothing more is expected
-SILENCE = 1.5
+SILENCE = 2.0
 #: seconds between tries where they have to be quick
 QUICK = (0.2,)
 

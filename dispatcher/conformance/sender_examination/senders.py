@@ -38,6 +38,11 @@ ABILITIES = {
 }
 
 
+#: where the kit looks for the id and the time if the sender says nothing else
+ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
+TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
+
+
 class Refused(Exception):
     """The sender does not take what it was asked for."""
 
@@ -62,6 +67,16 @@ class Wish:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Headers that mean the same by different names; of each, the first that is there counts."""
+
+    #: of a message's id
+    id: tuple[str, ...] = ID_HEADERS
+    #: of the time of an attempt
+    timestamp: tuple[str, ...] = TIME_HEADERS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Subscribed:
     """A subscription as the sender made it."""
 
@@ -76,6 +91,8 @@ class Sender(Protocol):
     #: what it is, for the report: "webhook-dispatcher 0.1.0"
     name: str
     abilities: frozenset[str]
+    #: what its headers are called
+    names: Names
 
     async def __aenter__(self) -> Self: ...
 

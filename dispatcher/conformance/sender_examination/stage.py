@@ -9,7 +9,7 @@ import json
 import secrets
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -18,18 +18,18 @@ from dispatcher.conformance.faults import Script
 from dispatcher.conformance.sender_examination import handshakes
 from dispatcher.conformance.sender_examination.handshakes import Consent, Handshake
 from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
-from dispatcher.conformance.sender_examination.senders import Sender, Subscribed, Wish
-from dispatcher.conformance.signatures.schemes import Key, Verdict, parse_public_key, verify
+from dispatcher.conformance.sender_examination.senders import Names, Sender, Subscribed, Wish
+from dispatcher.conformance.signatures.schemes import ANYBODYS, Key, Profile, Verdict, parse_public_key, verify
 from dispatcher.conformance.wire.exchange import Exchange
 from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import WireServer
 
-#: where a message's id may stand, the first that is there counts
-ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
-#: where the time of an attempt may stand
-TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
 #: what a CloudEvent in structured mode is called
 STRUCTURED = "application/cloudevents+json"
+#: a deadline for one request, seconds, where it is not the point: a busy machine has to be able to answer in time
+PATIENT = 15.0
+#: seconds: a silence is made of these
+_MOMENT = 0.1
 #: what a subject gets that a scenario says nothing else about
 PAYLOAD = b'{"n": 1}'
 
@@ -47,6 +47,8 @@ class Seen:
     answer: str
     #: the address of the neighbourhood where it came; empty on the stage
     at: str = ""
+    #: what the sender calls its headers
+    names: Names
     #: seconds until the exchange was over; None while it is not
     lasted: float | None = None
     #: bytes of an unusual answer that were taken
@@ -55,13 +57,13 @@ class Seen:
     @property
     def id(self) -> str | None:
         """The id of its message."""
-        in_headers = next((value for name in ID_HEADERS if (value := self.request.header(name))), None)
+        in_headers = next((value for name in self.names.id if (value := self.request.header(name))), None)
         return in_headers or _structured_id(self.request)
 
     @property
     def timestamp(self) -> str | None:
         """The time that it claims to be of, as it stands there."""
-        return next((value for name in TIME_HEADERS if (value := self.request.header(name))), None)
+        return next((value for name in self.names.timestamp if (value := self.request.header(name))), None)
 
 
 def _structured_id(request: Received) -> str | None:
@@ -87,6 +89,8 @@ class Subject:
     secret: str = field(repr=False)
     #: what the requests of a message are answered, one after the other; the last for ever
     script: tuple[str, ...]
+    #: what the sender calls its headers
+    names: Names = field(default_factory=Names)
     schemes: tuple[str, ...] = ()
     subscribed: Subscribed | None = None
     #: why the sender did not take the subscription
@@ -115,7 +119,9 @@ class Subject:
             for seen in self.messages.values()
         ]
 
-    def verify(self, scheme: str, request: Received, *, secret: str | None = None) -> Verdict:
+    def verify(
+        self, scheme: str, request: Received, *, secret: str | None = None, profile: Profile = ANYBODYS
+    ) -> Verdict:
         """Whether a request is signed by this scheme with the subject's secret, or with another."""
         public = None
         if secret is None and self.subscribed is not None and self.subscribed.public_key:
@@ -124,12 +130,21 @@ class Subject:
         # WebSub leaves the hash to the sender, but SHA-1 is no good any more.
         label = (request.header("X-Hub-Signature") or "").partition("=")[0]
         method = label if label in {"sha384", "sha512"} else "sha256"
-        return verify(scheme, [key], request, now=request.at, tolerance=60.0, hub_method=method)
+        return verify(scheme, [key], request, now=request.at, tolerance=60.0, hub_method=method, profile=profile)
+
+    def missing(self, since: int = 0) -> list[bytes]:
+        """The payloads that are in no request from this one on."""
+        bodies = [one.request.body for one in self.seen[since:]]
+        return [payload for payload in self.published if not any(payload in body for body in bodies)]
 
     async def wait(self, count: int, *, within: float) -> bool:
         """Wait until so many requests have come; whether they have."""
+        return await self.until(lambda: len(self.seen) >= count, within=within)
+
+    async def until(self, is_so: Callable[[], bool], *, within: float) -> bool:
+        """Wait until something is so that requests change; whether it is."""
         deadline = time.monotonic() + within
-        while len(self.seen) < count:
+        while not is_so():
             self._changed.clear()
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
@@ -139,12 +154,15 @@ class Subject:
         return True
 
     async def rest(self, seconds: float, *, most: float = 20.0) -> None:
-        """Wait until nothing has come for so long, or until the end of patience with what does not end."""
+        """Wait until nothing has come for so long, or until the end of patience with what does not end.
+
+        A silence is so many moments in which we were there to listen: a machine that keeps us from it has a longer one.
+        """
         end = time.monotonic() + most
-        while time.monotonic() < end:
-            count = len(self.seen)
-            if not await self.wait(count + 1, within=seconds):
-                return
+        moments = 0
+        while moments * _MOMENT < seconds and time.monotonic() < end:
+            has_come = await self.wait(len(self.seen) + 1, within=_MOMENT)
+            moments = 0 if has_come else moments + 1
 
     async def over(self, *, within: float) -> bool:
         """Wait until every exchange is over; whether it is."""
@@ -157,7 +175,7 @@ class Subject:
 
     def begin(self, request: Received, *, at: str = "") -> Seen:
         """Note a request, and what it is to be answered."""
-        seen = Seen(request=request, answer="", at=at)
+        seen = Seen(request=request, answer="", at=at, names=self.names)
         key = seen.id or ""
         count = self._counts.get(key, 0)
         self._counts[key] = count + 1
@@ -180,6 +198,7 @@ class Stage:
         self._server = self._listener()
         self._servers = [self._server]
         self._subjects: dict[str, Subject] = {}
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         await self._server.start()
@@ -188,6 +207,7 @@ class Stage:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._is_over = True
         for server in self._servers:
             await server.close()
 
@@ -197,6 +217,16 @@ class Stage:
         await server.start()
         self._servers.append(server)
         return f"https://localhost:{server.port}"
+
+    async def dialled(self, subject: Subject, *, within: float) -> bool:
+        """Wait until somebody tried to reach a subject, whose origin is its own; whether he did."""
+        server = next(one for one in self._servers if f":{one.port}/" in subject.url)
+        end = time.monotonic() + within
+        while not subject.seen and not server.failed_handshakes:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_MOMENT)
+        return True
 
     def _listener(self, tls: ssl.SSLContext | None = None) -> WireServer:
         return WireServer(self._handle, tls=tls, on_refused=lambda _reply, reason: self.refusals.append(reason))
@@ -233,6 +263,7 @@ class Stage:
             event=f"{name.replace('-', '_')}.t{nonce}",
             secret=secret or "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode(),
             script=tuple(script.split(",")),
+            names=self.sender.names,
             schemes=tuple(schemes),
         )
         self._subjects[path] = subject
@@ -249,7 +280,7 @@ class Stage:
         subject: Subject,
         *,
         schedule: Sequence[float] = (),
-        deadline: float = 5.0,
+        deadline: float = PATIENT,
         handshake: bool = False,
         body: str = "",
     ) -> Subject:
@@ -279,7 +310,12 @@ class Stage:
 
     async def _handle(self, exchange: Exchange, *, at: str = "") -> None:
         request = exchange.request
-        found = [one for path, one in self._subjects.items() if request.target.startswith(path)]
+        # the target as it should be, or the path in it where it is in absolute form: that is a check's matter
+        found = [
+            one
+            for path, one in self._subjects.items()
+            if path in (request.target[: len(path)], request.path[: len(path)])
+        ]
         if not found:
             self.strays.append(request)
             await exchange.reply(Reply(status=404))
@@ -297,5 +333,7 @@ class Stage:
             else:
                 await behaviour(exchange)
         finally:
-            seen.lasted = time.monotonic() - request.clock
-            seen.taken = exchange.sent
+            # what ends with us says nothing of the sender
+            if not self._is_over:
+                seen.lasted = time.monotonic() - request.clock
+                seen.taken = exchange.sent

@@ -13,7 +13,22 @@ from dispatcher.conformance.sender_examination.checks.judging import REGISTERED,
 __all__ = ["CHECKS", "GROUPS", "Check", "attempts", "cloudevents", "endpoints", "requests", "rotations", "signatures"]
 
 #: the order of a report, by what stands before the number
-GROUPS = ("HTTP", "BODY", "ID", "TIME", "SIGN", "RETRY", "REDIR", "LIMIT", "HEALTH", "ROT", "CE", "TLS", "EGRESS")
+GROUPS = (
+    "HTTP",
+    "BODY",
+    "ROUTE",
+    "ID",
+    "TIME",
+    "SIGN",
+    "RETRY",
+    "REDIR",
+    "LIMIT",
+    "HEALTH",
+    "ROT",
+    "CE",
+    "TLS",
+    "EGRESS",
+)
 
 #: all checks by id, in the order of a report
 CHECKS: dict[str, Check] = {

@@ -18,12 +18,14 @@ _MOST_TAKEN = 24 * 1_048_576
 def _ended(subject: Subject) -> str | None:
     if not subject.seen:
         return "no request came"
-    lasted = subject.seen[0].lasted
-    if lasted is None:
-        return "the exchange was not over after ten seconds"
+    # the best of several messages: a busy machine lengthens some, and shortens none
+    ended = [one for one in subject.seen if one.answer != "200" and one.lasted is not None]
+    if not ended:
+        return "no exchange was over after ten seconds"
+    lasted = min(one.lasted for one in ended if one.lasted is not None)
     if lasted > DEADLINE + _GRACE:
         return f"it lasted {lasted:.1f} s, with a deadline of {DEADLINE:g} s"
-    taken = subject.seen[0].taken
+    taken = min(one.taken for one in ended)
     return f"{taken / 1_048_576:.0f} MiB of the answer were taken" if taken > _MOST_TAKEN else None
 
 
@@ -59,6 +61,22 @@ def _(seen: Observed) -> str | None:
     if len(seen["healthy"].seen) < len(seen["healthy"].published):
         return "not every message came"
     return None if max(delays) < 5.0 else f"a message of the other took {max(delays):.1f} s"
+
+
+@check(
+    "LIMIT-11",
+    MUST,
+    "endless",
+    STANDARD,
+    "What never answers as a whole is not sent more often than the schedule says.",
+)
+def _(seen: Observed) -> str | None:
+    most = 2
+    for name in ("drip", "huge"):
+        many = [len(ones) for ones in seen[name].messages.values() if len(ones) > most]
+        if many:
+            return f"{name}: a message came {many[0]} times; the schedule has {most}"
+    return None
 
 
 @check(
@@ -105,8 +123,7 @@ def _(seen: Observed) -> str | None:
 @check("HEALTH-05", SHOULD, "enabling", CONTRACT, "What was published while it was disabled comes after it is enabled.")
 def _(seen: Observed) -> str | None:
     subject = seen["subject"]
-    bodies = [one.request.body for one in subject.seen[int(str(seen.facts["before"])) :]]
-    missing = [payload for payload in subject.published if not any(payload in body for body in bodies)]
+    missing = subject.missing(int(str(seen.facts["before"])))
     return f"{len(missing)} of {len(subject.published)} payloads did not come" if missing else None
 
 
