@@ -3,7 +3,7 @@
 Pure functions of values; no DNS, no sockets. A URL passes three gates:
 
     parse(url)                      what it says, in one canonical reading
-    admit(target, policy)           at intake and before each send: scheme, port, host, literal address
+    admit(target, policy)           at intake and before each send: scheme, port, host, literal address, localhost
     vet(addresses, target, policy)  at connect: every address that the name stands for
 
 Sources: IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890); the WHATWG URL host parser for
@@ -125,6 +125,9 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1
 
 #: RFC 5214, section 6.1: bits 64 to 96 of an ISATAP address, with the global bit clear or set
 _ISATAP_IDS = frozenset({0x00005EFE, 0x02005EFE})
+
+#: what `localhost` and all names below it stand for, whatever name servers say (RFC 6761, section 6.3)
+_LOCALHOST = IPv4Address("127.0.0.1")
 
 #: no allow-list of ours opens these
 _NEVER = frozenset({Verdict.UNSPECIFIED, Verdict.MULTICAST, Verdict.METADATA, Verdict.TRANSITION})
@@ -286,8 +289,9 @@ def admit(target: Target, policy: EgressPolicy) -> None:
         raise EgressRefused("this port is not one we send to")
     if _matches(target.host, policy.deny_hosts):
         raise EgressRefused(REFUSED)
-    if target.literal is not None:
-        vet((target.literal,), target, policy)
+    known = _LOCALHOST if _is_localhost(target.host) else target.literal
+    if known is not None:
+        vet((known,), target, policy)
 
 
 def vet(addresses: Sequence[Address], target: Target, policy: EgressPolicy) -> tuple[Address, ...]:
@@ -318,6 +322,10 @@ def _permitted(address: Address, policy: EgressPolicy, *, trusted: bool) -> bool
         nat64 = listed and isinstance(address, IPv6Address) and address in _NAT64
         return nat64 and _permitted(IPv4Address(int(address) & 0xFFFFFFFF), policy, trusted=trusted)
     return trusted or listed
+
+
+def _is_localhost(host: str) -> bool:
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _inside(address: Address, networks: Iterable[Network]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forking
 from tests.support.receiver import Receiver
 from tests.support.server import Server
 
@@ -28,6 +29,12 @@ def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name == "DATABASE_URL" or name.startswith("DISPATCHER_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_forked_is_left() -> Iterator[None]:
+    with forking.ending_with_us():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from dispatcher.conformance.results import Level, Report
 from dispatcher.conformance.sender_examination.checks import CHECKS
 from dispatcher.conformance.sender_examination.command_sender import CommandSender
 from dispatcher.conformance.sender_examination.examination import chosen, examine
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from dispatcher.conformance.sender_examination.our_sender import OurSender
 from dispatcher.conformance.sender_examination.senders import Sender
 from dispatcher.conformance.signatures.schemes import SCHEMES, Key
@@ -195,14 +197,25 @@ async def _examine(profile: dict[str, Any], only: Sequence[str], *, at: Path | N
     with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
         certificate = Path(directory) / "authority.pem"
         certificate.write_text(authority.pem)
-        sender: Sender
-        if "command" in profile:
-            sender = CommandSender(profile["command"], authority=certificate, cwd=at)
-        else:
-            sender = OurSender(authority=certificate)
-        with _progress(len(names)) as on_played:
-            async with sender:
-                return await examine(sender, authority, only=wanted, on_played=on_played)
+        async with _neighbourhood(authority) as next_door:
+            sender: Sender
+            if "command" in profile:
+                sender = CommandSender(profile["command"], authority=certificate, neighbourhood=next_door, cwd=at)
+            else:
+                sender = OurSender(authority=certificate, neighbourhood=next_door)
+            with _progress(len(names)) as on_played:
+                async with sender:
+                    return await examine(sender, authority, neighbourhood=next_door, only=wanted, on_played=on_played)
+
+
+@contextlib.asynccontextmanager
+async def _neighbourhood(authority: Authority) -> AsyncIterator[Neighbourhood | None]:
+    """What a sender as in production meets. Not every system has the addresses: the report then says what it lacked."""
+    async with contextlib.AsyncExitStack() as stack:
+        next_door: Neighbourhood | None = None
+        with contextlib.suppress(ConfigError):
+            next_door = await stack.enter_async_context(Neighbourhood(authority))
+        yield next_door
 
 
 class _progress:  # noqa: N801 - a context manager that reads as a sentence

@@ -23,9 +23,11 @@ from dispatcher.conformance.receiver.addresses import parse_networks
 from dispatcher.conformance.receiver.callbacks import CallbackIssuer
 from dispatcher.conformance.receiver.control import is_loopback
 from dispatcher.conformance.receiver.event_schemas import compile_schemas
+from dispatcher.conformance.receiver.handshakes import MAX_RATE
 from dispatcher.conformance.receiver.policy import Policy
 from dispatcher.conformance.receiver.receiver import ANY_PATH, Receiver
 from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key, parse_public_key
+from dispatcher.conformance.wire.name_server import MAX_TTL, NameServer
 from dispatcher.errors import ConfigError, DispatcherError
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -79,6 +81,35 @@ def receiver(
     replay: Annotated[
         str, typer.Option(help="A delivery that was accepted before: off, refuse (409), quiet (2xx, not processed).")
     ] = "off",
+    handshake_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Origin that the handshake of CloudEvents' webhooks grants to, * for any. Can be repeated.",
+            show_default="no handshake is answered",
+        ),
+    ] = None,
+    handshake_rate: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Requests a minute that a handshake grants.", show_default="any"),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Method that is taken, any for all; others get 405. Can be repeated.",
+            show_default="POST",
+        ),
+    ] = None,
+    content_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Type of body that is taken, such as application/json; others, and compressed ones, get 415. Can be"
+            " repeated.",
+            show_default="any",
+        ),
+    ] = None,
     shared_secret_header: Annotated[
         str | None, typer.Option(metavar="NAME", help="Header that has to hold a shared secret.", show_default=False)
     ] = None,
@@ -129,13 +160,28 @@ def receiver(
         list[str] | None,
         typer.Option(metavar="PATH=SCRIPT", help="What a path answers, * for any: /hooks=500,500,ok. Can be repeated."),
     ] = None,
+    name_server_port: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="UDP port of a name server on 127.0.0.1; 0 picks a free one."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ADDRESSES",
+            help="What the name server answers, query by query: a.test=127.0.0.2,127.0.0.3+::1. Can be repeated.",
+        ),
+    ] = None,
+    name_ttl: Annotated[
+        str, typer.Option(metavar="SECONDS", help="How long answers of the name server may be kept.")
+    ] = "0",
     answer: Annotated[str, typer.Option(metavar="STATUS", help="What is answered to what is accepted: a 2xx.")] = "202",
     as_json: Json = False,
 ) -> None:
     """Receive webhooks: keep them, judge them as a careful handler would, and misbehave where it is told to.
 
-    Every defence is off unless an option asks for it. What came can be seen in a browser, and asked for as JSON, at a
-    second port. Requests are told on stderr, a line for each, without paths and values of headers.
+    Every defence is off unless an option asks for it, but that only POST is taken. What came can be seen in a browser,
+    and asked for as JSON, at a second port. Requests are told on stderr, a line for each, without paths and values of
+    headers.
     """
     inputs.check_stdin(*(secret_file or ()), *(shared_secret_file or ()), callback_secret_file)
     keys = _keys(secret or (), secret_file or (), public_key or ())
@@ -148,6 +194,12 @@ def receiver(
         hub_method=_one_of(hub_method, "--hub-method", HUB_METHODS),
         tolerance=None if tolerance == "off" else inputs.read_span(tolerance, "--tolerance"),
         replay=_one_of(replay, "--replay", ("off", "refuse", "quiet")),
+        handshake_origins=_alone("--handshake-origin", "handshake_origins", handshake_origin),
+        handshake_rate=None
+        if handshake_rate is None
+        else _whole(handshake_rate, "--handshake-rate", least=1, most=MAX_RATE),
+        methods=None if "any" in (method or ()) else _alone("--method", "methods", method) or Policy().methods,
+        content_types=_alone("--content-type", "content_types", content_type),
         shared_secret_header=shared_secret_header,
         shared_secrets=[inputs.read_secret(file, "--shared-secret-file") for file in shared_secret_file or ()],
         networks={option: _networks(texts, option) for option, texts in places.items()},
@@ -167,6 +219,7 @@ def receiver(
         "control_port": _whole(control_port, "--control-port", least=0, most=65_535),
         "answer": _whole(answer, "--answer", least=200, most=299),
         "scripts": _scripts(script or ()),
+        "name_server": _name_server(name_server_port, name or (), name_ttl),
         "max_body": max(_MAX_BODY, (largest or 0) + 1),
     }
     logs.configure(level="info", style="json" if as_json else "auto")
@@ -184,12 +237,20 @@ async def _receive(policy: Policy, options: Mapping[str, Any], *, as_json: bool)
         loop.add_signal_handler(number, ended.set)
     try:
         async with Receiver(policy, **options) as running:
+            names = running.name_server.address if running.name_server else None
             if as_json:
-                ready = {"url": running.url, "control_url": running.control_url, "token": running.control_token}
+                ready = {
+                    "url": running.url,
+                    "control_url": running.control_url,
+                    "token": running.control_token,
+                    "name_server": names,
+                }
                 print(json.dumps(ready), flush=True)  # noqa: T201 - stdout's one line
             else:
                 if running.control_token:
                     print("token", running.control_token, flush=True)  # noqa: T201 - for whoever started it
+                if names:
+                    print("name server on", names, flush=True)  # noqa: T201 - as above
                 print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201
             await ended.wait()
     finally:
@@ -207,6 +268,10 @@ class _Wishes:
     hub_method: str
     tolerance: float | None
     replay: str
+    handshake_origins: tuple[str, ...] | None
+    handshake_rate: int | None
+    methods: tuple[str, ...] | None
+    content_types: tuple[str, ...] | None
     shared_secret_header: str | None
     shared_secrets: Sequence[str] = field(repr=False)
     networks: Mapping[str, tuple[str, ...]]
@@ -222,11 +287,17 @@ class _Wishes:
             fail("--shared-secret-header needs --shared-secret-file")
         if self.forwarded_header is not None and not self.networks["--trusted-proxy"]:
             fail("--forwarded-header needs --trusted-proxy: from anybody else it says nothing")
+        if self.handshake_rate is not None and not self.handshake_origins:
+            fail("--handshake-rate needs --handshake-origin")
         try:
             return Policy(
                 allowed_networks=self.networks["--allow"] or None,
                 forwarded_for_header=self.forwarded_header or "",
                 trusted_proxies=self.networks["--trusted-proxy"],
+                handshake_origins=self.handshake_origins,
+                handshake_rate=self.handshake_rate,
+                methods=self.methods,
+                content_types=self.content_types,
                 shared_secrets=tuple(self.shared_secrets) or None,
                 shared_secret_header=self.shared_secret_header or "X-Secret",
                 max_body_bytes=self.max_body,
@@ -299,6 +370,14 @@ def _schemes(wanted: Sequence[str] | None, keys: Sequence[Key]) -> tuple[str, ..
     return tuple(dict.fromkeys(wanted))
 
 
+def _alone(option: str, setting: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    """A setting of the policy that is good or bad by itself."""
+    if not texts:
+        return None
+    _or_fail(option, lambda: Policy(**{setting: tuple(texts)}))  # type: ignore[arg-type]  # its name is ours
+    return tuple(texts)
+
+
 def _networks(texts: Sequence[str] | None, option: str) -> tuple[str, ...]:
     for text in texts or ():
         try:
@@ -323,6 +402,21 @@ def _schemas(given: Sequence[str]) -> dict[str, dict[str, Any]] | None:
         _or_fail("--schema", partial(compile_schemas, {event: content}))
         found[event] = content
     return found or None
+
+
+def _name_server(port: str | None, given: Sequence[str], ttl: str) -> NameServer | None:
+    kept = _whole(ttl, "--name-ttl", least=0, most=MAX_TTL)
+    if port is None:
+        if given:
+            fail("--name needs --name-server-port")
+        return None
+    server = NameServer(port=_whole(port, "--name-server-port", least=0, most=65_535), ttl=kept)
+    for text in given:
+        name, equals, script = text.partition("=")
+        if not equals or not script:
+            fail("--name is NAME=ADDRESSES, such as a.test=127.0.0.2,127.0.0.3")
+        _or_fail("--name", partial(server.script, name, script))
+    return server
 
 
 def _issuer(secret: str | None, file: Path | None) -> CallbackIssuer | None:

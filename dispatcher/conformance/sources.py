@@ -14,12 +14,19 @@ HTTP = Source(name="RFC 9110", url="https://www.rfc-editor.org/rfc/rfc9110")
 HTTP11 = Source(name="RFC 9112", url="https://www.rfc-editor.org/rfc/rfc9112")
 JSON = Source(name="RFC 8259", url="https://www.rfc-editor.org/rfc/rfc8259")
 TLS = Source(name="RFC 9525", url="https://www.rfc-editor.org/rfc/rfc9525")
+OLD_TLS = Source(name="RFC 8996", url="https://www.rfc-editor.org/rfc/rfc8996")
 MESSAGE_SIGNATURES = Source(name="RFC 9421", url="https://www.rfc-editor.org/rfc/rfc9421")
 DIGEST = Source(name="RFC 9530", url="https://www.rfc-editor.org/rfc/rfc9530")
 CLOUDEVENTS = Source(
     name="CloudEvents webhook specification",
     url="https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md",
 )
+_CLOUDEVENTS = "https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents"
+CLOUDEVENTS_CORE = Source(name="CloudEvents 1.0.2", url=f"{_CLOUDEVENTS}/spec.md")
+CLOUDEVENTS_HTTP = Source(
+    name="CloudEvents 1.0.2, HTTP protocol binding", url=f"{_CLOUDEVENTS}/bindings/http-protocol-binding.md"
+)
+CLOUDEVENTS_JSON = Source(name="CloudEvents 1.0.2, JSON event format", url=f"{_CLOUDEVENTS}/formats/json-format.md")
 SERVICESTACK = Source(name="ServiceStack.Webhooks", url="https://github.com/jezzsantos/ServiceStack.Webhooks")
 OWASP_SSRF = Source(
     name="OWASP: preventing server-side request forgery",

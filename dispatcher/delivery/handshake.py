@@ -28,9 +28,14 @@ class Handshakes:
     public_url: str | None
     keyring: Keyring
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """The header that says who sends, in the handshake and in each request after it (section 4.1.2)."""
+        return "WebHook-Request-Origin", self.origin
+
     def headers(self, delivery_id: str, rate: float | None) -> list[tuple[str, str]]:
         """What a handshake asks for; `rate` is in requests per second."""
-        asked = [("WebHook-Request-Origin", self.origin)]
+        asked = [self.named]
         if self.public_url is not None:
             token = _token(self.keyring, delivery_id, None)
             url = f"{self.public_url.rstrip('/')}/webhooks/handshakes/{delivery_id}/{token}"

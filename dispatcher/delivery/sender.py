@@ -115,6 +115,8 @@ class Sender:
         yield "X-Webhook-Timestamp", str(timestamp)
         if delivery.traceparent is not None:
             yield "traceparent", delivery.traceparent
+        if delivery.endpoint.by_handshake:
+            yield self._handshakes.named
         yield from delivery.body.headers
         yield from delivery.endpoint.headers
 

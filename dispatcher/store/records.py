@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from dispatcher import retry
 from dispatcher.bodies import Body
 from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, Outcome, TaskState
-from subscriptions.models import Headers, Subscription, ValidKey
+from subscriptions.models import Headers, Subscription, ValidKey, Verification
 from subscriptions.secrets import Secret, SigningKey
 
 
@@ -58,6 +58,8 @@ class Endpoint:
     rate_limit: float | None = None
     #: end of the window in which it can be used, milliseconds since the epoch
     window_end: int | None = None
+    #: it has agreed by a handshake to what comes under our name: each request says it
+    by_handshake: bool = False
     #: set for a subscription: it is never sent to unsigned
     subscription_id: str | None = None
     #: which state of the subscription this is
@@ -94,6 +96,7 @@ class Endpoint:
             retry_schedule=subscription.retry_schedule,
             timeout=subscription.timeout,
             rate_limit=subscription.rate_limit,
+            by_handshake=subscription.verification is Verification.HANDSHAKE,
             subscription_id=subscription.id,
             version=subscription.version,
         )

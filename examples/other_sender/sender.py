@@ -108,8 +108,8 @@ class Sender:
 
     # --- the calls ------------------------------------------------------------------------------------------
 
-    async def hello(self, authority: str | None) -> dict[str, Any]:
-        """Say who we are, and trust one more authority."""
+    async def hello(self, authority: str | None, **_others: Any) -> dict[str, Any]:
+        """Say who we are, and trust one more authority. What else is told is for senders that can do more."""
         if authority:
             self.context.load_verify_locations(authority)
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
@@ -244,13 +244,11 @@ class Sender:
 
     async def post(self, subscription: Subscription, headers: list[tuple[str, str]], body: bytes) -> Answer:
         """One request. However the endpoint behaves, it takes no longer than agreed, and no more is read than fits."""
-        # httpx would spell the path in its own way
-        target = "/" + subscription.url.split("#")[0].partition("://")[2].partition("/")[2]
         try:
             async with (
                 asyncio.timeout(subscription.timeout),
                 self.client.stream(
-                    "POST", subscription.url, headers=headers, content=body, extensions={"target": target.encode()}
+                    "POST", subscription.url, headers=headers, content=body, extensions=self.extensions(subscription)
                 ) as response,
             ):
                 size = 0
@@ -262,6 +260,11 @@ class Sender:
                 return Answer(status=response.status_code, headers=response.headers)
         except (httpx.HTTPError, OSError, ValueError):
             return Answer(status=None)
+
+    def extensions(self, subscription: Subscription) -> dict[str, Any]:
+        """What httpx is told besides: it would spell the path in its own way."""
+        target = "/" + subscription.url.split("#")[0].partition("://")[2].partition("/")[2]
+        return {"target": target.encode()}
 
     # --- what an answer means -------------------------------------------------------------------------------
 
@@ -293,7 +296,7 @@ class Sender:
             return 0.0
 
 
-CALLS = {"hello", "subscribe", "publish", "call_back", "is_active", "enable", "rotate", "refuses"}
+CALLS = {"hello", "subscribe", "publish", "call_back", "is_active", "enable", "rotate", "send_strictly"}
 
 
 async def serve(sender: Sender) -> None:

@@ -14,6 +14,7 @@ import json
 import ssl
 import time
 import traceback
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -182,7 +183,8 @@ class Good:
         return False
 
     def id_of(self, request: Request) -> str:
-        return self.header(request, "X-Webhook-Delivery")
+        """The id that is signed: others can be changed by whoever sends a message again."""
+        return self.header(request, "webhook-id")
 
     def read(self, body: bytes) -> dict[str, object]:
         payload = json.loads(body)
@@ -315,6 +317,27 @@ class GoodHub(Good):
 
     def is_fresh(self, request: Request) -> bool:
         return True
+
+    def id_of(self, request: Request) -> str:
+        return self.header(request, "X-Webhook-Delivery")
+
+
+class Different(Good):
+    """Does it all in its own way: other statuses, each of them right, and a connection for each refusal."""
+
+    def unsigned(self, request: Request) -> Reply:
+        return Reply(status=403, is_last=True)
+
+    def repeated(self) -> Reply:
+        return Reply(status=409)
+
+    async def accept(self, request: Request) -> Reply:
+        reply = await super().accept(request)
+        return replace(reply, status=204) if reply.status == 202 else reply
+
+    def is_type_known(self, content_type: str) -> bool:
+        kind = content_type.partition(";")[0].strip().lower()
+        return kind == "application/json" or kind.endswith("+json")
 
 
 # --- broken ones --------------------------------------------------------------------------------------------
@@ -868,3 +891,76 @@ class TellsStackTraces(Good):
 class RepeatsWhatCame(Good):
     def unsigned(self, request: Request) -> Reply:
         return Reply(status=401, text=f"not signed: {request.body.decode(errors='replace')}")
+
+
+@caught_by("RECV-61")
+class KnowsRepeatsByUnsignedId(Good):
+    def id_of(self, request: Request) -> str:
+        return self.header(request, "X-Webhook-Delivery")
+
+
+@caught_by("RECV-61")
+class KnowsRepeatsByTheLastId(Good):
+    """Its framework joins headers for one purpose, and takes the last of them for another."""
+
+    def id_of(self, request: Request) -> str:
+        return [value for name, value in request.headers if name.lower() == "webhook-id"][-1]
+
+
+@caught_by("RECV-62")
+class ReplacesWhatIsNoText(Good):
+    def signed_part(self, request: Request) -> bytes:
+        return request.body.decode("utf-8", "replace").encode()
+
+    def read(self, body: bytes) -> dict[str, object]:
+        return super().read(body.decode("utf-8", "replace").encode())
+
+
+@caught_by("RECV-62")
+class PassesOverWhatIsNoText(Good):
+    def signed_part(self, request: Request) -> bytes:
+        return request.body.decode("utf-8", "ignore").encode()
+
+    def read(self, body: bytes) -> dict[str, object]:
+        return super().read(body.decode("utf-8", "ignore").encode())
+
+
+@caught_by("RECV-62")
+class ReadsLinesOfText(Good):
+    def signed_part(self, request: Request) -> bytes:
+        return request.body.replace(b"\r\n", b"\n")
+
+
+@caught_by("RECV-62")
+class NormalisesText(Good):
+    def signed_part(self, request: Request) -> bytes:
+        try:
+            return unicodedata.normalize("NFC", request.body.decode()).encode()
+        except UnicodeDecodeError:
+            return request.body
+
+
+@caught_by("RECV-63")
+class RemembersTheLastFew(Good):
+    async def is_repeat(self, request: Request) -> bool:
+        if len(self.remembered) >= 16:
+            self.remembered.clear()
+        return await super().is_repeat(request)
+
+
+@caught_by("RECV-64")
+class BelievesTheOtherClock(Good):
+    """The time that it looks at is not the one that is signed."""
+
+    def is_fresh(self, request: Request) -> bool:
+        text = self.header(request, "X-Webhook-Timestamp")
+        return text.isdigit() and self.is_near(time.time() - int(text))
+
+
+@caught_by("RECV-64")
+class BelievesTheLatestTime(Good):
+    """Of two times any that is near will do."""
+
+    def is_fresh(self, request: Request) -> bool:
+        times = [value for name, value in request.headers if name.lower() == "webhook-timestamp"]
+        return any(text.isdigit() and self.is_near(time.time() - int(text)) for text in times)

@@ -1,6 +1,6 @@
 """Senders that do the same well in different ways: none of them is to fail anything that weighs.
 
-`python -m tests.conformance.good_senders NAME` runs one, as tests.conformance.mutant_senders does with bad ones.
+`python -m tests.conformance.good_senders NAME` runs one, as tests.conformance.more_mutants does with bad ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -23,17 +23,127 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Sender, Subscription, hexadecimal, serve
+from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Refusal, Sender, Subscription, hexadecimal, serve
+from tests.conformance.asking import AAAA, A, addresses
 
 Headers = list[tuple[str, str]]
 
 
-class Complete(Sender):
-    """It can all that a check asks for: signatures by key pairs and by RFC 9421, and refusing its own machine."""
+#: what is sent as in production is signed with
+STRICT_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+
+
+class Shaking(Sender):
+    """CloudEvents: it asks by a handshake whom to send to, keeps the rate that is granted, and sends both forms."""
+
+    name = "shaking-sender 1.0"
+    abilities = Sender.abilities | {"handshake", "body:cloudevents-binary", "body:cloudevents-structured"}
+    origin = "sender.test"
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: by the id of the subscription: the form of its bodies; requests a minute, if there is a limit
+        self.forms: dict[str, str] = {}
+        self.rates: dict[str, float] = {}
+        #: those that agreed, and when each may be sent to next
+        self.agreed: set[str] = set()
+        self.turns: dict[str, float] = {}
+
+    async def subscribe(self, **wish: Any) -> dict[str, Any]:
+        """Make a subscription; one with a handshake is sent to once its endpoint has agreed."""
+        made = await super().subscribe(**wish)
+        subscription = self.subscriptions[made["id"]]
+        self.forms[subscription.id] = wish.get("body", "")
+        if wish.get("handshake"):
+            subscription.active = False
+            await self.shake(subscription)
+        return made
+
+    async def shake(self, subscription: Subscription) -> None:
+        """Ask the endpoint."""
+        answer = await self.ask(subscription)
+        if answer.status is not None and self.is_granted(answer):
+            self.rates[subscription.id] = self.rate(answer)
+            self.agreed.add(subscription.id)
+            await self.enable(subscription.id)
+
+    async def ask(self, subscription: Subscription) -> Answer:
+        """One OPTIONS request."""
+        target = "/" + subscription.url.partition("://")[2].partition("/")[2]
+        headers = [("User-Agent", self.name.replace(" ", "/")), ("Connection", "close"), *self.asking()]
+        try:
+            response = await self.client.request(
+                self.method(), subscription.url, headers=headers, extensions={"target": target.encode()}
+            )
+        except httpx.HTTPError:
+            return Answer(status=None)
+        return Answer(status=response.status_code, headers=response.headers)
+
+    def method(self) -> str:
+        """By which it is asked."""
+        return "OPTIONS"
+
+    def asking(self) -> Headers:
+        """What a handshake says."""
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "120")]
+
+    def is_granted(self, answer: Answer) -> bool:
+        """Whether an answer lets us send."""
+        return answer.headers.get("WebHook-Allowed-Origin") in {"*", self.origin}
+
+    def rate(self, answer: Answer) -> float:
+        """Requests a minute."""
+        said = answer.headers.get("WebHook-Allowed-Rate", "*")
+        return float(said) if said.isdigit() else float("inf")
+
+    def start(self, subscription: Subscription, message: Message) -> None:
+        """Deliver in the background, in the form that was asked for."""
+        if self.forms.get(subscription.id) == "cloudevents-structured":
+            message.body = self.structured(message)
+        super().start(subscription, message)
+
+    def structured(self, message: Message) -> bytes:
+        """The body in structured mode."""
+        about = json.dumps(self.attributes(message) | {"datacontenttype": "application/json"}).encode()
+        return about[:-1] + b', "data": ' + message.body + b"}"
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        """What CloudEvents wants to be said of an event."""
+        return {"specversion": "1.0", "id": message.id, "source": "/tests", "type": message.event}
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """All headers of an attempt."""
+        headers = super().headers(subscription, message, body)
+        if subscription.id in self.agreed:
+            headers.append(("WebHook-Request-Origin", self.origin))
+        match self.forms.get(subscription.id):
+            case "cloudevents-binary":
+                return headers + [(f"ce-{name}", str(value)) for name, value in self.attributes(message).items()]
+            case "cloudevents-structured":
+                return [one for one in headers if one[0] != "Content-Type"] + [self.structured_type()]
+        return headers
+
+    def structured_type(self) -> tuple[str, str]:
+        """The Content-Type in structured mode."""
+        return "Content-Type", "application/cloudevents+json; charset=utf-8"
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        """One request, when it is its turn."""
+        rate = self.rates.get(subscription.id, float("inf"))
+        now = time.monotonic()
+        turn = max(now, self.turns.get(subscription.id, now))
+        self.turns[subscription.id] = turn + 60.0 / rate
+        await asyncio.sleep(turn - now)
+        return await super().post(subscription, headers, body)
+
+
+class Complete(Shaking):
+    """It can all that a check asks for: signatures by key pairs and by RFC 9421, and sending as in production."""
 
     name = "complete-sender 1.0"
-    abilities = Sender.abilities | {
+    abilities = Shaking.abilities | {
         "strict",
+        "resolver",
         "scheme:standard-ed25519",
         "scheme:rfc9421",
         "scheme:rfc9421-ed25519",
@@ -43,6 +153,8 @@ class Complete(Sender):
         super().__init__()
         #: by the secret of the subscription that they belong to
         self.keys: dict[str, Ed25519PrivateKey] = {}
+        self.name_server: str | None = None
+        self.allowed_network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
 
     async def subscribe(self, **wish: Any) -> dict[str, Any]:
         """Make a subscription, with a key pair of its own."""
@@ -109,25 +221,96 @@ class Complete(Sender):
         """By the shared secret."""
         return hmac.digest(secret.encode(), base, "sha256")
 
-    async def refuses(self, url: str) -> dict[str, Any]:
-        """Whether, in production, this URL is not taken."""
+    # --- as in production -----------------------------------------------------------------------------------
+
+    async def hello(
+        self, authority: str | None, name_server: str | None = None, allowed_network: str | None = None, **others: Any
+    ) -> dict[str, Any]:
+        """Say who we are, and keep whom we may ask, and where we may send to."""
+        self.name_server = name_server
+        self.allowed_network = ipaddress.ip_network(allowed_network) if allowed_network else None
+        return await super().hello(authority, **others)
+
+    async def send_strictly(self, url: str) -> dict[str, Any]:
+        """Take a URL as in production, and send a message there."""
+        is_taken = await self.takes(url)
+        if is_taken:
+            self.start(Strict(url=url, secret=STRICT_SECRET), Message(event="strict", body=b"{}"))
+        return {"taken": is_taken}
+
+    async def takes(self, url: str) -> bool:
+        """Whether nothing speaks against a URL that can be known without asking for a name."""
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")
         if parts.username is not None or host == "localhost" or host.endswith(".localhost"):
-            return {"refuses": True}
+            return False
+        literal = self.literal(host)
+        return not literal or bool(self.vetted(literal))
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        """One request; as in production only to addresses that were vetted."""
+        if not isinstance(subscription, Strict):
+            return await super().post(subscription, headers, body)
+        host = urlsplit(subscription.url).hostname or ""
+        for address in self.vetted(await self.found(subscription, host)):
+            answer = await super().post(self.pinned(subscription, address), [*headers, self.host(subscription)], body)
+            if answer.status is not None:
+                return answer
+        return Answer(status=None)
+
+    async def found(self, _subscription: Strict, host: str) -> list[str]:
+        """All addresses of a host."""
+        return self.literal(host) or await self.asked_for(host)
+
+    def literal(self, host: str) -> list[str]:
+        """The address, if the host is one in any of the spellings that the C library reads: no name is asked for."""
         try:
-            # Numbers only, in all the spellings that the C library reads: no name is asked for.
-            found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+            return [str(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])]
         except OSError:
-            return {"refuses": False}
-        return {"refuses": not all(_is_public(str(one[4][0])) for one in found)}
+            return []
+
+    async def asked_for(self, host: str) -> list[str]:
+        """The addresses of a name, from the name server that we were told of and from no other."""
+        if self.name_server is None:
+            return []
+        both = await asyncio.gather(*(addresses(self.name_server, host, kind) for kind in (A, AAAA)))
+        return [address for found in both for address in found]
+
+    def vetted(self, found: list[str]) -> list[str]:
+        """These addresses, if we may send to all of them; else none."""
+        return found if all(map(self.admits, found)) else []
+
+    def admits(self, text: str) -> bool:
+        """Whether an address is public, or one that the operator admits."""
+        address = ipaddress.ip_address(text)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            return address.ipv4_mapped.is_global
+        return address.is_global or (self.allowed_network is not None and address in self.allowed_network)
+
+    def pinned(self, subscription: Strict, address: str) -> Strict:
+        """The subscription with an address instead of the name, which TLS goes on to name."""
+        parts = urlsplit(subscription.url)
+        there = f"[{address}]" if ":" in address else address
+        return replace(subscription, url=parts._replace(netloc=f"{there}:{parts.port}").geturl(), sni=parts.hostname)
+
+    def host(self, subscription: Strict) -> tuple[str, str]:
+        """The header that names where it goes."""
+        return "Host", urlsplit(subscription.url).netloc.rpartition("@")[2]
+
+    def extensions(self, subscription: Subscription) -> dict[str, Any]:
+        """The name in TLS."""
+        name = {"sni_hostname": subscription.sni} if isinstance(subscription, Strict) and subscription.sni else {}
+        return super().extensions(subscription) | name
 
 
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return address.is_global
+@dataclass(kw_only=True)
+class Strict(Subscription):
+    """What is sent as in production."""
+
+    schedule: tuple[float, ...] = (0.2, 0.2)
+    timeout: float = 15.0
+    #: the host that TLS is to name, where the URL has an address instead
+    sni: str | None = None
 
 
 class Wire(Sender):
@@ -272,6 +455,43 @@ class CloudEvents(Sender):
         return _renamed(headers, named) + about
 
 
+class Quiet(Shaking):
+    """Structured events with no id but the event's own, signed by WebSub; whoever does not agree is not subscribed."""
+
+    name = "quiet-sender 1.0"
+    abilities = frozenset({"subscribe", "schedule", "scheme:websub", "handshake", "body:cloudevents-structured"})
+
+    async def subscribe(self, **wish: Any) -> dict[str, Any]:
+        """Make a subscription, all of whose bodies are events in structured mode."""
+        made = await super().subscribe(**(wish | {"body": "cloudevents-structured"}))
+        if wish.get("handshake") and made["id"] not in self.agreed:
+            del self.subscriptions[made["id"]]
+            raise Refusal("the endpoint does not agree")
+        return made
+
+    def asking(self) -> Headers:
+        """What a handshake says; no rate is asked for."""
+        return [("WebHook-Request-Origin", self.origin)]
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """All headers of an attempt."""
+        subscription.schemes = ("websub",)
+        names = {"webhook-id", "webhook-timestamp"}
+        return [one for one in super().headers(subscription, message, body) if one[0] not in names]
+
+
+class Background(Shaking):
+    """It asks behind the answer to whoever subscribes, and holds events until the endpoint has agreed."""
+
+    name = "background-sender 1.0"
+
+    async def shake(self, subscription: Subscription) -> None:
+        """Ask the endpoint, and wait for nobody."""
+        task = asyncio.create_task(super().shake(subscription))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
 class Modest(Sender):
     """It can subscribe, and that is all: its schedule is its own, and nobody can ask it for anything."""
 
@@ -381,13 +601,48 @@ class OtherLabel(Complete):
         return [("Content-Digest", digest), ("Signature-Input", f"sig1={params}"), ("Signature", f"sig1=:{signed}:")]
 
 
+class OddNames(Sender):
+    """The id and the time stand in headers that nobody else has, and it says so."""
+
+    name = "odd-sender 1.0"
+    abilities = Sender.abilities - {"scheme:standard"}
+
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
+        """Say who we are, and what our headers are called."""
+        said = await super().hello(authority, **others)
+        return said | {"id_header": "Odd-Message", "timestamp_header": "Odd-Time"}
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """All headers of an attempt; by default signed by WebSub."""
+        if subscription.schemes == ("standard",):
+            subscription.schemes = ("websub",)
+        headers = super().headers(subscription, message, body)
+        return _renamed(headers, {"webhook-id": "Odd-Message", "webhook-timestamp": "Odd-Time"})
+
+
+class TwoSignatures(Complete):
+    """RFC 9421 twice over: one signature for a proxy, which is not ours to verify, and one for the endpoint."""
+
+    name = "two-signatures-sender 1.0"
+    abilities = frozenset({"subscribe", "schedule", "scheme:rfc9421", "scheme:rfc9421-ed25519"})
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        """What the proxy's signature covers is not there any more, and stands first."""
+        made = dict(super().message_signature(scheme, subscription, message, body))
+        proxy = '("@authority" "x-forwarded-for");created=1;keyid="proxy"'
+        return [
+            *((name, made[name]) for name in ("X-Webhook-Delivery", "Content-Digest")),
+            ("Signature-Input", f"proxy={proxy}"),
+            ("Signature-Input", made["Signature-Input"]),
+            ("Signature", f"proxy=:{base64.b64encode(bytes(32)).decode()}:, {made['Signature']}"),
+        ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Good:
-    """A good sender, and what the kit wrongly says against it."""
+    """A good sender."""
 
     make: type[Sender]
-    #: checks that fail although nothing is wrong by their source: the kit is too strict there
-    false_alarms: frozenset[str] = frozenset()
     #: it can all that is asked for: nothing may be skipped
     is_complete: bool = False
 
@@ -398,13 +653,17 @@ GOOD = {
     "wire": Good(make=Wire),
     "enveloped": Good(make=Enveloped),
     "cloudevents": Good(make=CloudEvents),
+    "quiet": Good(make=Quiet),
+    "background": Good(make=Background),
     "modest": Good(make=Modest),
     "websub": Good(make=Websub),
     "backoff": Good(make=Backoff),
     "head-only": Good(make=HeadOnly),
     "github-like": Good(make=GithubLike),
     "sha512": Good(make=Sha512),
-    "other-label": Good(make=OtherLabel, false_alarms=frozenset({"SIGN-07"})),
+    "other-label": Good(make=OtherLabel),
+    "odd-names": Good(make=OddNames),
+    "two-signatures": Good(make=TwoSignatures),
 }
 
 if __name__ == "__main__":

@@ -1,29 +1,33 @@
 """Senders with one fault each, and the checks that are there to find it.
 
-`python -m tests.conformance.mutant_senders NAME` runs one. Each is a good sender but for what its docstring says.
+Each is a good sender but for what its docstring says. tests.conformance.more_mutants adds to them, and runs them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
+import ipaddress
 import json
 import random
 import re
+import socket
 import ssl
-import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, serve, standard
-from tests.conformance.good_senders import Complete, Headers, Wire
+from examples.other_sender.sender import Answer, Message, Sender, Subscription, hexadecimal, standard
+from tests.conformance.good_senders import Background, Complete, Headers, OddNames, OtherLabel, Shaking, Strict, Wire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,16 @@ class Mutant:
 
     @property
     def turn(self) -> int:
-        """When it is best examined: floods first, then what the kit waits for, then what wants a quiet machine."""
+        """When it is best examined: floods first, then what the kit waits for."""
         groups = {check.partition("-")[0] for check in self.checks}
         if "LIMIT" in groups or "RETRY-05" in self.checks:
             return 0
-        if "RETRY-04" in self.checks:
-            return 2
-        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS"} else 3
+        return 1 if groups & {"RETRY", "HEALTH", "REDIR", "ROT", "TLS", "EGRESS"} else 2
+
+    @property
+    def is_known_by_distances(self) -> bool:
+        """Whether nothing tells it from a good one but how long it waits."""
+        return bool({"RETRY-03", "RETRY-04"} & set(self.checks))
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -246,8 +253,8 @@ class TokenInHeader(Sender):
 class KeepsCookies(Sender):
     """Cookies are kept and sent back."""
 
-    async def hello(self, authority: str | None) -> dict[str, Any]:
-        said = await super().hello(authority)
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
+        said = await super().hello(authority, **others)
         self.client.cookies = httpx.Cookies()
         return said
 
@@ -471,6 +478,24 @@ class CountsFromZero(Sender):
         return _with(super().headers(subscription, message, body), "X-Webhook-Attempt", str(message.attempt - 1))
 
 
+@_mutant("ID-02", says="came with several")
+class OddIdPerAttempt(OddNames):
+    """The id stands in a header of its own, and a retry has another."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        if message.attempt > 1:
+            message.id = f"{message.id.partition('-')[0]}-{message.attempt}"
+        return super().headers(subscription, message, body)
+
+
+@_mutant("ID-01", says="none of Odd-Message")
+class OddNameOnly(OddNames):
+    """It says what its id's header is called, and sends none."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "Odd-Message", None)
+
+
 # --- time -------------------------------------------------------------------------------------------------
 
 
@@ -506,7 +531,7 @@ class IsoTime(Sender):
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@_mutant("TIME-02")
+@_mutant("TIME-02", "TIME-04")
 class FrozenTime(Sender):
     """The timestamp is that of the first attempt, for ever."""
 
@@ -771,6 +796,42 @@ class DigestNotSigned(Complete):
             ("Content-Digest", self.digest(body)),
             ("Signature-Input", f"webhook={params}"),
             ("Signature", f"webhook=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-07", "SIGN-08", says="does not cover content-digest")
+class DigestLeftOut(OtherLabel):
+    """By a label of its own it signs where the message goes, and nothing of what is in it."""
+
+    abilities = Complete.abilities
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        url = urlsplit(subscription.url)
+        params = '("@method" "@authority" "@path")' + self.params(scheme)
+        lines = ['"@method": POST', f'"@authority": {url.netloc}', f'"@path": {url.path}']
+        base = "\n".join([*lines, f'"@signature-params": {params}']).encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Signature-Input", f"sig1={params}"),
+            ("Signature", f"sig1=:{base64.b64encode(signed).decode()}:"),
+        ]
+
+
+@_mutant("SIGN-27", "SIGN-28", says="does not cover @method")
+class SignsForAnyPlace(Complete):
+    """The digest is signed, and not where it goes: the signature is good at every other endpoint of that secret."""
+
+    def message_signature(self, scheme: str, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        digest = self.digest(body)
+        params = '("content-digest")' + self.params(scheme)
+        base = f'"content-digest": {digest}\n"@signature-params": {params}'.encode()
+        secret = subscription.secret
+        signed = self.key(secret).sign(base) if scheme.endswith("ed25519") else self.mac(secret, base)
+        return [
+            ("Content-Digest", digest),
+            ("Signature-Input", f"body={params}"),
+            ("Signature", f"body=:{base64.b64encode(signed).decode()}:"),
         ]
 
 
@@ -1067,7 +1128,7 @@ class RetryAfterInSecondsOnly(Sender):
         return float(text) if text.isdigit() else 0.0
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class PastHastens(Sender):
     """A Retry-After of the past, or of zero, has the next try at once."""
 
@@ -1077,7 +1138,7 @@ class PastHastens(Sender):
         return max(self.retry_after(answer), 0.0) if is_said and wait is not None else wait
 
 
-@_mutant("RETRY-14", says="after 0.0")
+@_mutant("RETRY-14", says="after 0.")
 class ZeroHastens(Sender):
     """A Retry-After of zero has the next try at once."""
 
@@ -1142,8 +1203,37 @@ class DropsRedirected(Sender):
         return super().is_refusal(answer) or (answer.status is not None and 300 <= answer.status < 400)
 
 
+@_mutant("REDIR-03", says="it has a Referer")
+class RefersAfterRedirect(Sender):
+    """After a redirect the next attempt says in a Referer where it was sent from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.redirected: set[str] = set()
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        if subscription.id in self.redirected:
+            headers = [*headers, ("Referer", subscription.url)]
+        answer = await super().post(subscription, headers, body)
+        if answer.status is not None and 300 <= answer.status < 400:
+            self.redirected.add(subscription.id)
+        return answer
+
+
+@_mutant("REDIR-03", says="the URL stands in X-Redirected-From")
+class TellsWhereItCameFrom(Sender):
+    """A redirect by 307 is followed, and the place that it points to is told of the first URL."""
+
+    async def post(self, subscription: Subscription, headers: Headers, body: bytes) -> Answer:
+        answer = await super().post(subscription, headers, body)
+        if answer.status != 307:
+            return answer
+        moved = Subscription(url=answer.headers["Location"], secret=subscription.secret)
+        return await super().post(moved, [*headers, ("X-Redirected-From", subscription.url)], body)
+
+
 #: seconds after which the endless ends all the same, so that no test waits for it
-_MUCH_LATER = 4.0
+_MUCH_LATER = 8.0
 #: seconds from one byte to the next; an endpoint that drips takes one, and more where the machine is busy
 _PER_READ = 3.0
 
@@ -1246,7 +1336,7 @@ class OneAfterTheOther(Sender):
         async with self.worker:
             if subscription.id in self.late:
                 return Answer(status=None)
-            subscription.timeout = min(subscription.timeout, 8.0)
+            subscription.timeout = min(subscription.timeout, 14.0)
             answer = await super().post(subscription, headers, body)
             if answer.status is None:
                 self.late.add(subscription.id)
@@ -1361,7 +1451,7 @@ class StaysDisabled(Sender):
 # --- rotation, TLS, its own machine ------------------------------------------------------------------------
 
 
-@_mutant("ROT-01")
+@_mutant("ROT-01", "ROT-05")
 class NoSecondSignature(Sender):
     """In the overlap only the new secret signs, but where a receiver refuses it."""
 
@@ -1369,7 +1459,7 @@ class NoSecondSignature(Sender):
         return super().signature(scheme, secrets[:1], message, timestamp, body)
 
 
-@_mutant("ROT-01")
+@_mutant("ROT-01", "ROT-04", "ROT-06", "ROT-08")
 class OldOnly(Sender):
     """In the overlap only the old secret signs."""
 
@@ -1419,61 +1509,591 @@ class RotatesNever(Sender):
         return {}
 
 
+@_mutant("ROT-05", "ROT-07", "ROT-08")
+class OverlapInNameOnly(Sender):
+    """An overlap is taken and not kept: the old secret ends at once."""
+
+    async def rotate(self, subscription: str, secret: str, overlap: float) -> dict[str, Any]:
+        return await super().rotate(subscription, secret, 0.0)
+
+
+@_mutant("ROT-04", "ROT-06")
+class RotatesAtTheEnd(Sender):
+    """The new secret signs once the overlap is over."""
+
+    async def rotate(self, subscription: str, secret: str, overlap: float) -> dict[str, Any]:
+        return {}
+
+
+@_mutant("ROT-08", says="old-websub")
+class DisablesWhoRefusesOnce(Sender):
+    """A receiver of the old secret gets the second attempt, and is disabled for the first all the same."""
+
+    async def deliver(self, subscription: Subscription, message: Message) -> None:
+        await super().deliver(subscription, message)
+        if message.by_old_secret:
+            subscription.active = False
+
+
+# --- CloudEvents ------------------------------------------------------------------------------------------
+
+
+@_mutant("CE-01", says="no OPTIONS")
+class AsksByGet(Shaking):
+    """A handshake is a GET."""
+
+    def method(self) -> str:
+        return "GET"
+
+
+@_mutant("CE-01", says="the target is not")
+class AsksWithoutQuery(Shaking):
+    """A handshake goes to the URL without its query."""
+
+    async def ask(self, subscription: Subscription) -> Answer:
+        asked = Subscription(url=subscription.url.partition("?")[0], secret="")
+        return await super().ask(asked)
+
+
+@_mutant("CE-02", says="it is no DNS name")
+class OriginIsUrl(Shaking):
+    """The origin is a URL, as an Origin header has it."""
+
+    origin = "https://sender.test"
+
+
+@_mutant("CE-02", says="it is no DNS name")
+class OriginWithPort(Shaking):
+    """The origin has a port."""
+
+    origin = "sender.test:443"
+
+
+@_mutant("CE-02", says="is there 2 times")
+class TwoOrigins(Shaking):
+    """Two origins are named."""
+
+    def asking(self) -> Headers:
+        return [*super().asking(), ("WebHook-Request-Origin", "other.test")]
+
+
+@_mutant("CE-03", says="it is not")
+class AsksForNothing(Shaking):
+    """The rate that is asked for is zero."""
+
+    def asking(self) -> Headers:
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "0")]
+
+
+@_mutant("CE-03", says="it is not")
+class AsksForFraction(Shaking):
+    """The rate that is asked for has a fraction."""
+
+    def asking(self) -> Headers:
+        return [("WebHook-Request-Origin", self.origin), ("WebHook-Request-Rate", "0.5")]
+
+
+@_mutant("CE-04", says="200 without a name: 2 requests")
+class StatusIsConsent(Shaking):
+    """Any 2xx is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return answer.status is not None and answer.status < 300
+
+
+@_mutant("CE-04", says="200 with another name: 2 requests")
+class HeaderIsConsent(Shaking):
+    """Any name is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return "WebHook-Allowed-Origin" in answer.headers
+
+
+@_mutant("CE-04", says="200 with a longer name: 2 requests")
+class PrefixIsConsent(Shaking):
+    """A name that begins like ours is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return str(answer.headers.get("WebHook-Allowed-Origin", "")).startswith((self.origin, "*"))
+
+
+@_mutant("CE-04", says="200 with a subdomain: 2 requests")
+class SuffixIsConsent(Shaking):
+    """A name that ends like ours is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return str(answer.headers.get("WebHook-Allowed-Origin", "")).endswith((self.origin, "*"))
+
+
+@_mutant("CE-04", says="405: 2 requests")
+class NoHandshakeIsConsent(Shaking):
+    """Who does not know OPTIONS is taken to agree."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return answer.status == 405 or super().is_granted(answer)
+
+
+@_mutant("CE-05", says="requests came before")
+class SendsMeanwhile(Background):
+    """Events are sent while the endpoint has not answered yet."""
+
+    async def shake(self, subscription: Subscription) -> None:
+        subscription.active = True
+        await super().shake(subscription)
+
+
+@_mutant("CE-06", says="own name: 0 of 2")
+class WantsAsterisk(Shaking):
+    """Only an asterisk is consent."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return "*" in answer.headers.get_list("WebHook-Allowed-Origin")
+
+
+@_mutant("CE-06", says="any name: 0 of 2")
+class WantsOwnName(Shaking):
+    """An asterisk is not understood."""
+
+    def is_granted(self, answer: Answer) -> bool:
+        return self.origin in answer.headers.get_list("WebHook-Allowed-Origin")
+
+
+@_mutant("CE-07", says="is not that of the handshake")
+class NamesNobody(Shaking):
+    """Deliveries do not name the origin."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "WebHook-Request-Origin", None)
+
+
+@_mutant("CE-07", says="is not that of the handshake")
+class NamesItsHost(Shaking):
+    """Deliveries name the host that they come from instead of the origin."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), "WebHook-Request-Origin", "node-7.sender.test")
+
+
+@_mutant("CE-08", says="came within")
+class IgnoresGrantedRate(Shaking):
+    """A granted rate means nothing."""
+
+    def rate(self, answer: Answer) -> float:
+        return float("inf")
+
+
+@_mutant("CE-08", says="came within")
+class RateBySecond(Shaking):
+    """A granted rate is taken for one of requests a second."""
+
+    def rate(self, answer: Answer) -> float:
+        return super().rate(answer) * 60
+
+
+class _OtherAttributes(Shaking):
+    """What is said of an event is something else."""
+
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        said = super().attributes(message) | dict(self.changes)
+        return {name: value for name, value in said.items() if value is not None}
+
+
+@_mutant("CE-11", "CE-22", says="source is missing")
+class NoSource(_OtherAttributes):
+    """An event has no source."""
+
+    changes = (("source", None),)
+
+
+@_mutant("CE-11", "CE-22", says="type is missing, empty")
+class EmptyType(_OtherAttributes):
+    """The type of an event is empty."""
+
+    changes = (("type", ""),)
+
+
+@_mutant("CE-12", "CE-23", says="the version is another")
+class OldVersion(_OtherAttributes):
+    """The version is that of a draft."""
+
+    changes = (("specversion", "0.3"),)
+
+
+@_mutant("CE-12", "CE-23", says="the source is none")
+class SourceInWords(_OtherAttributes):
+    """The source is no reference to a URI."""
+
+    changes = (("source", "the shop <1>"),)
+
+
+@_mutant("CE-15", says="is not percent-encoded")
+class SpacesInHeaders(_OtherAttributes):
+    """A subject with spaces goes into its header as it is."""
+
+    changes = (("subject", "order 7"),)
+
+
+@_mutant("CE-15", says="other characters")
+class Underscores(_OtherAttributes):
+    """An extension has an underscore in its name."""
+
+    changes = (("tenant_id", "7"),)
+
+
+@_mutant("CE-26", says="other characters")
+class CamelCase(_OtherAttributes):
+    """An extension has upper case in its name."""
+
+    changes = (("tenantId", "7"),)
+
+
+@_mutant("CE-22", says="specversion is missing, empty, or no text")
+class NumberForVersion(_OtherAttributes):
+    """The version is a number."""
+
+    changes = (("specversion", 1.0),)
+
+
+@_mutant("CE-28", says="two events have the same")
+class OneIdForAll(_OtherAttributes):
+    """All events have one id."""
+
+    changes = (("id", "1"),)
+
+
+@_mutant("CE-13", says="Content-Type is application/cloudevents+json")
+class StructuredTypeInBinary(Shaking):
+    """In binary mode the Content-Type says that the event is in structured mode."""
+
+    def headers(self, subscription: Subscription, message: Message, body: bytes) -> Headers:
+        return _with(super().headers(subscription, message, body), *self.structured_type())
+
+
+@_mutant("CE-13", says="the data is not what was published")
+class EnvelopeInBinary(Shaking):
+    """In binary mode the body is an envelope around the data."""
+
+    def body(self, message: Message) -> bytes:
+        return b'{"data": ' + message.body + b"}"
+
+
+@_mutant("CE-14", says="it changed")
+class EventIdPerAttempt(Shaking):
+    """In binary mode each attempt is an event of its own."""
+
+    def attributes(self, message: Message) -> dict[str, Any]:
+        return super().attributes(message) | {"id": f"{message.id}-{message.attempt}"}
+
+
+@_mutant("CE-25", says="it changed")
+class EventMadeAnew(Shaking):
+    """In structured mode each attempt is an event of its own."""
+
+    def body(self, message: Message) -> bytes:
+        return message.body.replace(message.id.encode(), f"{message.id}-{message.attempt}".encode())
+
+
+@_mutant("CE-21", says="it is application/json")
+class StructuredAsJson(Shaking):
+    """In structured mode the body is called JSON."""
+
+    def structured_type(self) -> tuple[str, str]:
+        return "Content-Type", "application/json"
+
+
+@_mutant("CE-24", says="the data is not what was published")
+class DataAsText(Shaking):
+    """In structured mode the data is a text of its JSON."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message) | {"data": message.body.decode()}).encode()
+
+
+@_mutant("CE-24", "CE-29", says="there is no data")
+class OnlyTells(Shaking):
+    """In structured mode the data is left out."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message)).encode()
+
+
+@_mutant("CE-24", says="the data is not what was published")
+class OtherDataInBase64(Shaking):
+    """In structured mode the data is in base64, and not whole."""
+
+    def structured(self, message: Message) -> bytes:
+        data = base64.b64encode(b'{"n":null}').decode()
+        return json.dumps(self.attributes(message) | {"data_base64": data}).encode()
+
+
+@_mutant("CE-29", says="it is in base64")
+class DataInBase64(Shaking):
+    """In structured mode the data is in base64."""
+
+    def structured(self, message: Message) -> bytes:
+        return json.dumps(self.attributes(message) | {"data_base64": base64.b64encode(message.body).decode()}).encode()
+
+
+@_mutant("CE-27", says="it is another")
+class TextForJson(Shaking):
+    """In structured mode the data is called a plain text."""
+
+    def structured(self, message: Message) -> bytes:
+        return super().structured(message).replace(b'"application/json"', b'"text/plain"')
+
+
 @_mutant("TLS-01", "TLS-02", "TLS-03")
 class TrustsAll(Sender):
     """No certificate is looked at."""
 
-    async def hello(self, authority: str | None) -> dict[str, Any]:
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
         self.context.check_hostname = False
         self.context.verify_mode = ssl.CERT_NONE
-        return await super().hello(authority)
+        return await super().hello(authority, **others)
 
 
 @_mutant("TLS-02")
 class AnyHost(Sender):
     """A certificate may be for any host."""
 
-    async def hello(self, authority: str | None) -> dict[str, Any]:
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
         self.context.check_hostname = False
-        return await super().hello(authority)
+        return await super().hello(authority, **others)
 
 
 @_mutant("TLS-04", says="no request came")
 class TrustsNobody(Sender):
     """The authority that it was told of is not trusted."""
 
-    async def hello(self, authority: str | None) -> dict[str, Any]:
-        return await super().hello(None)
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
+        return await super().hello(None, **others)
+
+
+@_mutant("TLS-05")
+class OldTls(Sender):
+    """TLS 1.0 and 1.1 are spoken, too."""
+
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.context.minimum_version = ssl.TLSVersion.TLSv1
+        # OpenSSL 3 has no signature for them at its usual level.
+        self.context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        return await super().hello(authority, **others)
+
+
+@_mutant("TLS-05", says="TLS 1.1")
+class LastTlsButOne(OldTls):
+    """TLS 1.1 is spoken, but not 1.0."""
+
+    async def hello(self, authority: str | None, **others: Any) -> dict[str, Any]:
+        made = await super().hello(authority, **others)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.context.minimum_version = ssl.TLSVersion.TLSv1_1
+        return made
 
 
 @_mutant("EGRESS-01", "EGRESS-02")
 class AsksFirst(Complete):
     """A URL is tried before it is taken or refused."""
 
-    async def refuses(self, url: str) -> dict[str, Any]:
-        host = url.partition("://")[2].partition("/")[0].rpartition(":")[0]
+    async def takes(self, url: str) -> bool:
+        host = urlsplit(url).hostname or ""
         if host in {"127.0.0.1", "localhost"}:
-            await self.post(Subscription(url=url, secret="", timeout=1.0), [("User-Agent", "other/1")], b"{}")
-        return {"refuses": False}
+            tried = Subscription(url=url, secret="", timeout=1.0)
+            await self.post(tried, [("User-Agent", "other/1")], b"{}")
+        return True
+
+
+@_mutant("EGRESS-01", "EGRESS-02")
+class VetsWhatIsGiven(Complete):
+    """Loopback is refused by its usual spellings when it is given; addresses are not looked at again."""
+
+    async def takes(self, url: str) -> bool:
+        return urlsplit(url).hostname not in {"127.0.0.1", "localhost", "::1"}
+
+    async def found(self, subscription: Strict, host: str) -> list[str]:
+        self.is_literal = bool(self.literal(host))
+        return await super().found(subscription, host)
+
+    def vetted(self, found: list[str]) -> list[str]:
+        return found if self.is_literal else super().vetted(found)
+
+
+@_mutant("EGRESS-01", says="connections came")
+class ConnectsFirst(Complete):
+    """Before a URL is refused, it is looked whether anybody is there."""
+
+    async def takes(self, url: str) -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", urlsplit(url).port or 443), 1.0).close()
+        return await super().takes(url)
 
 
 @_mutant("EGRESS-02")
 class ListOfHosts(Complete):
-    """Loopback is known by its usual spellings only."""
+    """Loopback is known by its usual spellings only, until it is connected to."""
 
-    async def refuses(self, url: str) -> dict[str, Any]:
-        host = url.partition("://")[2].partition("/")[0].rpartition(":")[0]
-        return {"refuses": host in {"127.0.0.1", "localhost", "[::1]"}}
+    async def takes(self, url: str) -> bool:
+        return urlsplit(url).hostname not in {"127.0.0.1", "localhost", "::1"}
 
 
 @_mutant("EGRESS-02")
 class ParsesAddresses(Complete):
     """Loopback is known in any spelling that is an address by RFC, and 127.1 is none."""
 
-    async def refuses(self, url: str) -> dict[str, Any]:
-        said = await super().refuses(url)
-        return {"refuses": said["refuses"] and "127.1:" not in url}
+    async def takes(self, url: str) -> bool:
+        return "127.1:" in url or await super().takes(url)
 
 
-if __name__ == "__main__":
-    asyncio.run(serve(MUTANTS[sys.argv[1]].make()))
+@_mutant("EGRESS-02", says="taken: localhost")
+class TakesLocalhost(Complete):
+    """That localhost is loopback is seen only when it is connected to."""
+
+    async def takes(self, url: str) -> bool:
+        return "://localhost:" in url or await super().takes(url)
+
+
+@_mutant("EGRESS-03", says="no request came")
+class AdmitsNobody(Complete):
+    """What the operator admits is refused like anything that is not public."""
+
+    def admits(self, text: str) -> bool:
+        return ipaddress.ip_address(text).is_global
+
+
+@_mutant("EGRESS-03", says="was not taken")
+class AsksWhenGiven(Complete):
+    """A name is taken if it can be resolved at once, by a name server that knows nothing of it."""
+
+    async def takes(self, url: str) -> bool:
+        return bool(self.literal(urlsplit(url).hostname or "")) and await super().takes(url)
+
+
+@_mutant("EGRESS-04", "EGRESS-05", "EGRESS-06", "EGRESS-07")
+class VetsNames(Complete):
+    """Names are looked at, and their addresses are not."""
+
+    def vetted(self, found: list[str]) -> list[str]:
+        return found
+
+
+@_mutant("EGRESS-04", says="::1")
+class VetsIpv4(Complete):
+    """Addresses are looked at if they are IPv4."""
+
+    def admits(self, text: str) -> bool:
+        return (":" in text and "ffff" not in text) or super().admits(text)
+
+
+@_mutant("EGRESS-04", says="127.0.0.78")
+class TakesMappedForIpv6(Complete):
+    """IPv4 inside IPv6 is taken for an address of IPv6 that nothing speaks against."""
+
+    def admits(self, text: str) -> bool:
+        return "ffff" in text or super().admits(text)
+
+
+@_mutant("EGRESS-04", says="connections came")
+class LooksWhoIsThere(Complete):
+    """It connects to all addresses of a name, to see which are there, before it vets them."""
+
+    async def found(self, subscription: Strict, host: str) -> list[str]:
+        found = await super().found(subscription, host)
+        for address in found:
+            with contextlib.suppress(OSError):
+                socket.create_connection((address, urlsplit(subscription.url).port or 443), 1.0).close()
+        return found
+
+
+class _AsksTwice(Complete):
+    """It has vetted a name, and asks for its address again."""
+
+    async def found(self, subscription: Strict, host: str) -> list[str]:
+        if not self.vetted(await super().found(subscription, host)):
+            return []
+        return [_Unvetted(address) for address in await super().found(subscription, host)]
+
+    def admits(self, text: str) -> bool:
+        return isinstance(text, _Unvetted) or super().admits(text)
+
+
+class _Unvetted(str):
+    """An address that nobody looks at any more."""
+
+    __slots__ = ()
+
+
+@_mutant("EGRESS-05")
+class AsksTwice(_AsksTwice):
+    """A name is vetted, and asked for again to connect."""
+
+
+@_mutant("EGRESS-05")
+class AsksThrice(_AsksTwice):
+    """A name is asked for when its URL is given, vetted later, and asked for again to connect."""
+
+    async def takes(self, url: str) -> bool:
+        await self.asked_for(urlsplit(url).hostname or "")
+        return await super().takes(url)
+
+
+@_mutant("EGRESS-05")
+class VetsWhenGiven(Complete):
+    """A name is vetted when its URL is given, and asked for again to connect."""
+
+    async def takes(self, url: str) -> bool:
+        if not await super().takes(url):
+            return False
+        host = urlsplit(url).hostname or ""
+        return bool(self.vetted(self.literal(host) or await self.asked_for(host)))
+
+    async def found(self, subscription: Strict, host: str) -> list[str]:
+        return [_Unvetted(address) for address in await super().found(subscription, host)]
+
+    def admits(self, text: str) -> bool:
+        return isinstance(text, _Unvetted) or super().admits(text)
+
+
+@_mutant("EGRESS-05")
+class VetsOnce(_AsksTwice):
+    """A name that was vetted is good for every other try."""
+
+    async def found(self, subscription: Strict, host: str) -> list[str]:
+        found = await Complete.found(self, subscription, host)
+        if host in self.good:
+            return [_Unvetted(address) for address in found]
+        if self.vetted(found):
+            self.good.add(host)
+        return found
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good: set[str] = set()
+
+
+@_mutant("EGRESS-06", "EGRESS-07")
+class VetsFirst(Complete):
+    """Only the first of a name's addresses is looked at."""
+
+    def vetted(self, found: list[str]) -> list[str]:
+        return found if all(map(self.admits, found[:1])) else []
+
+
+@_mutant("EGRESS-06", "EGRESS-07")
+class OneIsEnough(Complete):
+    """A name is good if one of its addresses is."""
+
+    def vetted(self, found: list[str]) -> list[str]:
+        return found if any(map(self.admits, found)) else []
+
+
+@_mutant("EGRESS-07")
+class PicksTheGood(Complete):
+    """Of a name's addresses those are left out that it must not send to."""
+
+    def vetted(self, found: list[str]) -> list[str]:
+        return list(filter(self.admits, found))

@@ -1,95 +1,47 @@
 """Starts senders by the dozen: one process has all that they need, and forks for each.
 
-A new interpreter for each would spend most of the test's time on imports. `command` is what the kit runs: a small
-client hands its stdin and stdout over to the process that is forked for it, and ends with it.
+`command` is what the kit runs: a small client that hands its stdin and stdout over to the process that is forked for
+it, and ends with it. Run as a module, this is such a sender.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import select
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
-from examples.other_sender.sender import Sender, serve
-from tests.conformance.good_senders import GOOD
-from tests.conformance.mutant_senders import MUTANTS
-
-ROOT = Path(__file__).parents[2]
-
-_CLIENT = """
-import socket, sys
-connection = socket.socket(socket.AF_UNIX)
-connection.connect(sys.argv[1])
-socket.send_fds(connection, [sys.argv[2].encode()], [0, 1])
-connection.recv(1)
-"""
+from tests.support.forking import ForkServer
 
 
 class Nursery:
     """Where senders are forked."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
 
     def command(self, name: str) -> list[str]:
         """What runs a sender: `good:wire`, or `mutant:gets`."""
-        return [sys.executable, "-I", "-S", "-c", _CLIENT, str(self._path), name]
+        return self._server.command("tests.conformance.nursery", name)
 
 
 @contextlib.contextmanager
 def nursery() -> Iterator[Nursery]:
     """One nursery, which is gone afterwards, and all its senders with it."""
-    with tempfile.TemporaryDirectory(prefix="nursery-") as directory:
-        path = Path(directory) / "socket"
-        command = [sys.executable, "-m", "tests.conformance.nursery", str(path)]
-        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdout.readline()
-            try:
-                yield Nursery(path)
-            finally:
-                process.stdin.close()
+    server = ForkServer("tests.conformance.good_senders", "tests.conformance.more_mutants")
+    with contextlib.closing(server):
+        yield Nursery(server)
 
 
-def _make(name: str) -> Sender:
+async def _be(name: str) -> None:
+    # Those who only start senders need none of this.
+    from examples.other_sender.sender import serve  # noqa: PLC0415
+    from tests.conformance.good_senders import GOOD  # noqa: PLC0415
+    from tests.conformance.more_mutants import MUTANTS  # noqa: PLC0415
+
     kind, _, name = name.partition(":")
-    return GOOD[name].make() if kind == "good" else MUTANTS[name].make()
-
-
-def _fork(listener: socket.socket) -> None:
-    connection, _ = listener.accept()
-    with connection:
-        name, handles, _, _ = socket.recv_fds(connection, 100, 2)
-        if not os.fork():
-            listener.close()
-            os.dup2(handles[0], 0)
-            os.dup2(handles[1], 1)
-            for handle in handles:
-                os.close(handle)
-            asyncio.run(serve(_make(name.decode())))
-            os._exit(0)
-        for handle in handles:
-            os.close(handle)
-
-
-def _main() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(sys.argv[1])
-        listener.listen(100)
-        print("ready", flush=True)
-        while listener in select.select([listener, sys.stdin], [], [])[0]:
-            _fork(listener)
+    await serve(GOOD[name].make() if kind == "good" else MUTANTS[name].make())
 
 
 if __name__ == "__main__":
-    _main()
+    asyncio.run(_be(sys.argv[1]))

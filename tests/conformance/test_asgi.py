@@ -105,9 +105,29 @@ async def test_what_is_accepted_is_processed_once() -> None:
     assert first.headers["content-length"] == "0"
     assert counts(app) == {"accepted": 1, "refused": 2, "processed": 1}
     assert [request.number for request, _ in told] == [1, 2, 3]
-    assert told[0][1].passed == ("limits", "signature", "timestamp", "replay")
+    assert told[0][1].passed == ("method", "limits", "signature", "timestamp", "replay")
     assert set(told[0][1].passed + told[0][1].off) == set(DEFENCES)
     assert [request.number for request in work.requests] == [1]
+
+
+async def test_a_handshake_is_answered_and_not_processed() -> None:
+    work = Work()
+    app = guarded(
+        work, policy(handshake_origins=("sender.test",), handshake_rate=60, content_types=("application/json",))
+    )
+    asked = {"WebHook-Request-Origin": "sender.test", "WebHook-Request-Rate": "120"}
+    async with client(app) as http:
+        granted = await http.options("/hooks", headers=asked)
+        denied = await http.options("/hooks", headers={"WebHook-Request-Origin": "other.test"})
+        other = await http.get("/hooks")
+        typed = await http.post("/hooks", content=BODY, headers={**signed(), "Content-Type": "text/plain"})
+        taken = await http.post("/hooks", content=BODY, headers=signed())
+    assert [one.status_code for one in (granted, denied, other, typed, taken)] == [200, 403, 405, 415, 202]
+    names = ("allow", "webhook-allowed-origin", "webhook-allowed-rate")
+    assert [granted.headers[name] for name in names] == ["POST", "sender.test", "60"]
+    assert "webhook-allowed-origin" not in denied.headers
+    assert other.headers["allow"] == "POST"
+    assert counts(app) == {"accepted": 1, "refused": 3, "processed": 1}
 
 
 async def test_what_a_request_looks_like() -> None:

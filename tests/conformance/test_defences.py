@@ -51,7 +51,10 @@ def request(
     remote: str = "192.0.2.10",
     is_tls: bool = True,
     target: str = "/hooks?x=1",
+    method: str = "POST",
+    content_type: str | None = "application/json",
 ) -> Received:
+    kind: Headers = () if content_type is None else (("Content-Type", content_type),)
     return Received(
         number=1,
         at=NOW,
@@ -59,9 +62,9 @@ def request(
         connection=1,
         remote=remote,
         is_tls=is_tls,
-        method="POST",
+        method=method,
         target=target,
-        headers=(("Host", "receiver.test"), ("Content-Type", "application/json"), *headers),
+        headers=(("Host", "receiver.test"), *kind, *headers),
         body=body,
         raw=b"",
     )
@@ -115,7 +118,9 @@ def full(**changed: Any) -> Policy:
     values: dict[str, Any] = {
         "https_only": True,
         "allowed_networks": ("192.0.2.0/24",),
+        "handshake_origins": ("sender.test",),
         "shared_secrets": ("s3cr3t-of-the-header",),
+        "content_types": ("application/json",),
         "max_body_bytes": 4096,
         "max_header_bytes": 4096,
         "max_headers": 32,
@@ -147,10 +152,13 @@ def good(**changed: Any) -> Received:
 # --- reports ------------------------------------------------------------------------------------------------
 
 
-def test_without_settings_everything_is_off_and_passes() -> None:
-    judgement = judged(Policy(), request(is_tls=False, remote=""))
-    assert judgement == Judgement(passed=(), off=DEFENCES, refusal=None)
+def test_without_settings_whatever_is_posted_passes() -> None:
+    judgement = judged(Policy(), request(is_tls=False, remote="", content_type=None))
+    off = tuple(name for name in DEFENCES if name != "method")
+    assert judgement == Judgement(passed=("method",), off=off, refusal=None)
     assert judgement.is_accepted
+    judgement = judged(Policy(methods=None), request(is_tls=False, remote="", method="GET"))
+    assert judgement == Judgement(passed=(), off=DEFENCES, refusal=None)
 
 
 def test_with_all_up_all_are_passed_in_their_order() -> None:
@@ -165,7 +173,10 @@ def test_with_all_up_all_are_passed_in_their_order() -> None:
 SWITCHES: dict[str, dict[str, Any]] = {
     "https": {"https_only": False},
     "allow-list": {"allowed_networks": None},
+    "handshake": {"handshake_origins": None},
+    "method": {"methods": None},
     "shared-secret": {"shared_secrets": None},
+    "content-type": {"content_types": None},
     "limits": {"max_body_bytes": None, "max_header_bytes": None, "max_headers": None},
     "rate": {"rate": None},
     "signature": {"signature_schemes": None},
@@ -186,7 +197,10 @@ def test_each_can_be_off_alone(name: str) -> None:
 BAD: dict[str, Callable[[], Received]] = {
     "https": lambda: request(is_tls=False),
     "allow-list": lambda: request(remote="198.51.100.1"),
+    "handshake": lambda: request(method="OPTIONS", headers=(("WebHook-Request-Origin", "other.test"),)),
+    "method": lambda: request(method="GET"),
     "shared-secret": request,
+    "content-type": lambda: request(headers=(("X-Secret", "s3cr3t-of-the-header"),), content_type="text/html"),
     "limits": lambda: request(headers=(("X-Secret", "s3cr3t-of-the-header"),), body=b"x" * 4097),
     "signature": lambda: good(key=OTHER),
     "timestamp": lambda: good(timestamp=NOW - 301),
@@ -291,6 +305,124 @@ def test_whose_address_counts(remote: str, forwarded: tuple[str, ...], client: s
 
 
 # --- shared secret, limits, rate ----------------------------------------------------------------------------
+
+
+# --- handshake, method --------------------------------------------------------------------------------------
+
+
+def asking(*origins: str, rate: str | None = None, method: str = "OPTIONS") -> Received:
+    headers: list[tuple[str, str]] = [("WebHook-Request-Origin", origin) for origin in origins]
+    headers += [("WebHook-Request-Rate", rate)] if rate else []
+    headers.append(("WebHook-Request-Callback", "http://127.0.0.1:9/grant"))
+    return request(method=method, headers=tuple(headers), content_type=None, body=b"")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "one", "granted"),
+    [
+        ({"handshake_origins": ("sender.test",)}, asking("sender.test"), ("sender.test", "*")),
+        ({"handshake_origins": ("a.test", "sender.test")}, asking("Sender.Test"), ("Sender.Test", "*")),
+        ({"handshake_origins": ("*",)}, asking("sender.test"), ("*", "*")),
+        ({"handshake_origins": ("*", "sender.test"), "handshake_rate": 60}, asking("sender.test"), ("*", "60")),
+        (
+            {"handshake_origins": ("sender.test",), "handshake_rate": 60},
+            asking("sender.test", rate="120"),
+            ("sender.test", "60"),
+        ),
+        ({"handshake_origins": ("sender.test",)}, asking("other.test"), None),
+        ({"handshake_origins": ("sender.test",)}, asking("sender.tes"), None),
+        ({"handshake_origins": ("sender.test",)}, asking("x.sender.test"), None),
+        ({"handshake_origins": ("sender.test",)}, asking("sender.test", "other.test"), None),
+        ({"handshake_origins": ("sender.test",)}, asking("sender.test, other.test"), None),
+        # whatever is repeated in an answer is a name, and nothing else
+        ({"handshake_origins": ("*",)}, asking("https://sender.test"), None),
+        ({"handshake_origins": ("*",)}, asking("*"), None),
+        ({"handshake_origins": ("*",)}, asking(""), None),
+        ({"handshake_origins": ("*",)}, asking("a" * 254), None),
+    ],
+)
+def test_a_handshake(chosen: dict[str, Any], one: Received, granted: tuple[str, str] | None) -> None:
+    judgement = judged(Policy(**chosen), one)
+    if granted is None:
+        assert answer(judgement) == ("handshake", 403)
+        assert judgement.refusal is not None
+        assert header(judgement.refusal.reply, "WebHook-Allowed-Origin") is None
+        return
+    assert judgement.refusal is None
+    assert not judgement.is_to_be_processed
+    assert judgement.handshake is not None
+    assert (judgement.handshake.status, header(judgement.handshake, "Allow")) == (200, "POST")
+    names = ("WebHook-Allowed-Origin", "WebHook-Allowed-Rate")
+    assert tuple(header(judgement.handshake, name) for name in names) == granted
+
+
+def test_only_a_request_that_asks_is_a_handshake() -> None:
+    policy = Policy(handshake_origins=("*",))
+    assert answer(judged(policy, request(method="OPTIONS"))) == ("method", 405)
+    posted = judged(policy, asking("sender.test", method="POST"))
+    assert (posted.handshake, posted.is_to_be_processed) == (None, True)
+    # without the switch there are no handshakes
+    assert answer(judged(Policy(), asking("sender.test"))) == ("method", 405)
+
+
+def test_a_handshake_shows_no_secret_and_uses_nothing_up() -> None:
+    defences = Defences(full(), clock=Clock())
+    granted = defences.judge(asking("sender.test"))
+    assert granted.handshake is not None
+    assert granted.passed == DEFENCES[: DEFENCES.index("handshake") + 1]
+    assert defences.judge(good()).is_to_be_processed
+    defences.forget(granted)
+    assert not defences.judge(good(target=callback_target(document="d2"))).is_accepted
+
+
+@pytest.mark.parametrize(
+    ("methods", "method", "passes"),
+    [
+        (("POST",), "POST", True),
+        (("POST",), "post", False),
+        (("POST",), "GET", False),
+        (("POST",), "HEAD", False),
+        (("POST",), "PUT", False),
+        (("POST",), "POSTS", False),
+        (("POST", "PUT"), "PUT", True),
+        (("POST", "PUT"), "PATCH", False),
+        (None, "PROBE", True),
+    ],
+)
+def test_method(methods: tuple[str, ...] | None, method: str, passes: bool) -> None:
+    judgement = judged(Policy(methods=methods), request(method=method))
+    assert answer(judgement) == (None if passes else ("method", 405))
+    if judgement.refusal is not None:
+        assert header(judgement.refusal.reply, "Allow") == ", ".join(methods or ())
+
+
+# --- content type -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content_type", "extra", "passes"),
+    [
+        ("application/json", (), True),
+        ("Application/JSON ; charset=utf-8", (), True),
+        ("application/cloudevents+json", (), True),
+        ("application/jso", (), False),
+        ("application/json-seq", (), False),
+        ("application/feed+json", (), False),
+        ("text/html;application/json", (), False),
+        ("json", (), False),
+        ("", (), False),
+        (None, (), False),
+        ("application/json", (("content-type", "text/html"),), False),
+        ("application/json", (("Content-Encoding", "gzip"),), False),
+        ("application/json", (("Content-Encoding", "identity, GZIP"),), False),
+        ("application/json", (("Content-Encoding", "identity"), ("Content-Encoding", "br")), False),
+        ("application/json", (("Content-Encoding", "Identity"),), True),
+    ],
+)
+def test_content_type(content_type: str | None, extra: Headers, passes: bool) -> None:
+    policy = Policy(content_types=("application/json", "application/CloudEvents+json"))
+    judgement = judged(policy, request(content_type=content_type, headers=extra))
+    assert answer(judgement) == (None if passes else ("content-type", 415))
 
 
 @pytest.mark.parametrize(
@@ -676,6 +808,16 @@ BEARING: dict[str, tuple[dict[str, Any], Received]] = {
         },
         request(headers=(("X-F", CANARY),)),
     ),
+    "handshake": (
+        {"handshake_origins": ("other.test",)},
+        request(method="OPTIONS", headers=(("WebHook-Request-Origin", CANARY),)),
+    ),
+    "method": ({}, request(method=CANARY)),
+    "content-type": ({"content_types": ("text/plain",)}, request(content_type=f"text/{CANARY}")),
+    "content-type: compressed": (
+        {"content_types": ("application/json",)},
+        request(headers=(("Content-Encoding", CANARY),)),
+    ),
     "shared-secret": ({"shared_secrets": ("right-" + CANARY,)}, request(headers=(("X-Secret", CANARY),))),
     "limits": ({"max_body_bytes": 1}, request(body=CANARY.encode())),
     "signature": (
@@ -733,6 +875,9 @@ WIRE_NAMES = st.sampled_from(
         "X-Webhook-Event",
         "Signature-Input",
         "Signature",
+        "Content-Type",
+        "Content-Encoding",
+        "WebHook-Request-Origin",
     ]
 )
 
@@ -743,18 +888,20 @@ WIRE_NAMES = st.sampled_from(
     body=st.binary(max_size=60) | st.from_regex(rb'\{"type": "order.paid", "amount": .{0,20}\}', fullmatch=True),
     target=WIRE_TEXT,
     remote=st.sampled_from(["192.0.2.10", "10.0.0.1", "fe80::1%eth0", "", "unix:"]),
+    method=st.sampled_from(["POST", "POST", "POST", "OPTIONS", "GET"]),
     up=st.sets(st.sampled_from(DEFENCES)),
 )
 def test_nothing_from_the_wire_makes_it_raise(
-    headers: list[tuple[str, str]], body: bytes, target: str, remote: str, up: set[str]
+    headers: list[tuple[str, str]], body: bytes, target: str, remote: str, method: str, up: set[str]
 ) -> None:
     changed = {key: value for name in DEFENCES if name not in up for key, value in SWITCHES[name].items()}
     policy = full(**{"forwarded_for_header": "X-F", "forwarded_proto_header": "X-P", **PROXIES, **changed})
-    one = request(headers=tuple(headers), body=body, target=target, remote=remote)
+    one = request(headers=tuple(headers), body=body, target=target, remote=remote, method=method)
     judgement = judged(policy, one)
     asked = (*judgement.passed, *([judgement.refusal.defence] if judgement.refusal else []))
     on = tuple(name for name in DEFENCES if name in up)
-    assert asked == (on if judgement.refusal is None else on[: len(asked)])
+    is_asked_by_all = judgement.refusal is None and judgement.handshake is None
+    assert asked == (on if is_asked_by_all else on[: len(asked)])
     assert set(judgement.off) == set(DEFENCES) - up
 
 
@@ -770,6 +917,16 @@ def test_nothing_from_the_wire_makes_it_raise(
         ({"trusted_proxies": ("10.0.0.0/33",)}, "trusted_proxies"),
         ({"forwarded_for_header": "X-Forwarded-For"}, "trusted_proxies"),
         ({"forwarded_proto_header": "X-Forwarded-Proto"}, "trusted_proxies"),
+        ({"handshake_origins": ()}, "handshake_origins"),
+        ({"handshake_origins": ("https://sender.test",)}, "handshake_origins"),
+        ({"handshake_origins": ("sender.test", "")}, "handshake_origins"),
+        ({"handshake_origins": ("*",), "handshake_rate": 0}, "handshake_rate"),
+        ({"handshake_rate": 60}, "handshake_origins"),
+        ({"methods": ()}, "methods"),
+        ({"methods": ("POST", "GET, PUT")}, "methods"),
+        ({"content_types": ()}, "content_types"),
+        ({"content_types": ("json",)}, "content_types"),
+        ({"content_types": ("application/json; charset=utf-8",)}, "content_types"),
         ({"shared_secrets": ()}, "shared_secrets"),
         ({"shared_secrets": ("",)}, "shared_secrets"),
         ({"shared_secrets": ("x",), "shared_secret_header": ""}, "shared_secret_header"),

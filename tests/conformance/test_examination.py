@@ -11,6 +11,7 @@ from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.results import Level, Outcome, Report
 from dispatcher.conformance.sender_examination.checks import CHECKS
 from dispatcher.conformance.sender_examination.examination import chosen, examine
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from dispatcher.conformance.sender_examination.our_sender import OurSender
 from dispatcher.conformance.sender_examination.scenarios import SCENARIOS
 from dispatcher.errors import ConfigError
@@ -21,8 +22,11 @@ async def report(tmp_path: Path) -> AsyncIterator[Report]:
     authority = Authority()
     certificate = tmp_path / "authority.pem"
     certificate.write_text(authority.pem)
-    async with OurSender(authority=certificate) as sender:
-        yield await examine(sender, authority)
+    async with (
+        Neighbourhood(authority) as next_door,
+        OurSender(authority=certificate, neighbourhood=next_door) as sender,
+    ):
+        yield await examine(sender, authority, neighbourhood=next_door)
 
 
 async def test_this_dispatcher_does_what_a_sender_must_and_should(report: Report) -> None:
@@ -51,6 +55,7 @@ def test_some_can_be_chosen() -> None:
         "TLS-02",
         "TLS-03",
         "TLS-04",
+        "TLS-05",
     ]
     with pytest.raises(ConfigError, match="no requirement is called NONE-"):
         chosen(["ID-01", "NONE-*"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email.utils
 import gzip
+import hmac
 import re
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dispatcher.conformance.faults import FAULTS, Script
 from dispatcher.conformance.faults import script as scripts
@@ -64,11 +68,11 @@ async def endpoint(script: str) -> AsyncIterator[Endpoint]:
         assert escaped == []
 
 
-async def ask(served: Endpoint, *, most: int = -1) -> bytes:
+async def ask(served: Endpoint, *, most: int = -1, request: bytes = REQUEST) -> bytes:
     """One request; all that comes, or the first `most` bytes of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
     try:
-        writer.write(REQUEST)
+        writer.write(request)
         async with asyncio.timeout(3):
             if most >= 0:
                 return await reader.readexactly(most)
@@ -148,13 +152,31 @@ GOOD = [
     ("late;after=0.01;status=201", b"HTTP/1.1 201 Created\r\n", b""),
     ("flap;up=0", b"HTTP/1.1 503 Service Unavailable\r\n", b""),
     ("random;among=502", b"HTTP/1.1 502 Bad Gateway\r\n", b""),
+    ("until-rotated;secret=new", b"HTTP/1.1 401 Unauthorized\r\n", b""),
+    ("until-rotated;secret=new;status=403", b"HTTP/1.1 403 Forbidden\r\n", b""),
 ]
+
+#: settings that a fault cannot do without
+NEEDED = {"until-rotated": ";secret=new"}
 
 
 @pytest.mark.parametrize(("script", "expected"), CLOSED)
 async def test_the_bytes_of_a_fault(script: str, expected: bytes) -> None:
     async with endpoint(script) as served:
         assert await ask(served) == expected
+
+
+async def test_a_torn_answer_comes_as_a_whole_before_the_reset() -> None:
+    async with endpoint("torn;status=201") as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.server.port)
+        try:
+            writer.write(REQUEST)
+            whole = b"HTTP/1.1 201 \r\nContent-Length: 2\r\n\r\nok"
+            assert await reader.readexactly(len(whole)) == whole
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        finally:
+            writer.transport.abort()
 
 
 @pytest.mark.parametrize(("script", "head", "body"), GOOD)
@@ -168,7 +190,7 @@ async def test_the_bytes_of_a_good_answer(script: str, head: bytes, body: bytes)
 def test_every_fault_is_looked_at() -> None:
     scripts = [script for script, _ in CLOSED] + [script for script, _, _ in GOOD]
     faults_seen = [Script.parse(script).steps[0].fault for script in scripts]
-    elsewhere = {"reset", "endless-headers", "gzip-bomb"}
+    elsewhere = {"reset", "torn", "endless-headers", "gzip-bomb"}
     assert set(FAULTS) == {fault.name for fault in faults_seen if fault} | elsewhere
     words = {outcome.value for outcome in Outcome} | {""}
     for name, fault in FAULTS.items():
@@ -232,6 +254,58 @@ async def test_a_fault_ends_with_its_connection(script: str) -> None:
         assert len(served.requests) == 1
 
 
+OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
+NEW = "whsec_" + base64.b64encode(b"n" * 24).decode()
+PAIRS = {name: Ed25519PrivateKey.from_private_bytes(name[:1] * 32) for name in (b"old", b"new")}
+NEW_PUBLIC = "whpk_" + base64.b64encode(PAIRS[b"new"].public_key().public_bytes_raw()).decode()
+
+
+def signed_by(scheme: str, *secrets: str, body: bytes = b"{}") -> bytes:
+    """A request with a signature by each of these secrets; written here, and not by the kit."""
+    moment = str(int(time.time()))
+    content = b"msg_1." + moment.encode() + b"." + body
+    seconds = [("webhook-id", "msg_1"), ("webhook-timestamp", moment)]
+    match scheme:
+        case "standard":
+            made = [base64.b64encode(hmac.digest(base64.b64decode(one[6:]), content, "sha256")) for one in secrets]
+            headers = [*seconds, ("webhook-signature", " ".join("v1," + one.decode() for one in made))]
+        case "standard-ed25519":
+            made = [base64.b64encode(PAIRS[one.encode()].sign(content)) for one in secrets]
+            headers = [*seconds, ("webhook-signature", " ".join("v1a," + one.decode() for one in made))]
+        case _:
+            headers = [("X-Hub-Signature", "sha256=" + hmac.new(secrets[0].encode(), body, "sha256").hexdigest())]
+    lines = [f"{name}: {value}\r\n".encode() for name, value in headers]
+    return b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" % (len(body), b"".join(lines), body)
+
+
+@pytest.mark.parametrize(
+    ("script", "request_bytes", "status"),
+    [
+        (f"until-rotated;secret={NEW}", signed_by("standard", NEW), 200),
+        (f"until-rotated;secret={NEW}", signed_by("standard", OLD), 401),
+        (f"until-rotated;secret={NEW}", signed_by("standard", OLD, NEW), 200),
+        (f"until-rotated;secret={NEW}", signed_by("websub", NEW), 401),
+        (f"until-rotated;secret={NEW}", signed_by("standard", NEW)[:-1] + b"]", 401),
+        (f"until-rotated;scheme=websub;secret={NEW}", signed_by("websub", NEW), 200),
+        (f"until-rotated;scheme=websub;secret={NEW}", signed_by("websub", OLD), 401),
+        ('until-rotated;scheme=websub;secret="a;b,c"', signed_by("websub", "a;b,c"), 200),
+        (f"until-rotated;scheme=standard-ed25519;secret={NEW_PUBLIC}", signed_by("standard-ed25519", "new"), 200),
+        (f"until-rotated;scheme=standard-ed25519;secret={NEW_PUBLIC}", signed_by("standard-ed25519", "old"), 401),
+    ],
+)
+async def test_an_endpoint_that_knows_one_secret(script: str, request_bytes: bytes, status: int) -> None:
+    async with endpoint(script) as served:
+        assert await ask(served, most=12, request=request_bytes) == b"HTTP/1.1 %d" % status
+
+
+async def test_an_endpoint_goes_on_to_know_one_secret() -> None:
+    """Each request is judged by itself: a good one does not open the door for a bad one."""
+    async with endpoint(f"path:until-rotated;secret={NEW}") as served:
+        requests = [signed_by("standard", secret) for secret in (OLD, NEW, OLD)]
+        answers = [await ask(served, most=12, request=one) for one in requests]
+    assert answers == [b"HTTP/1.1 401", b"HTTP/1.1 200", b"HTTP/1.1 401"]
+
+
 # what the dispatcher makes of them
 
 
@@ -256,7 +330,7 @@ async def post(transport: HttpxTransport, served: Endpoint, *, deadline: float) 
 async def test_our_transport_makes_of_it_what_a_good_sender_does(name: str) -> None:
     fault = FAULTS[name]
     is_slow = fault.expects == "timeout" or name == "drip"
-    async with endpoint(name) as served, sending() as transport:
+    async with endpoint(name + NEEDED.get(name, "")) as served, sending() as transport:
         deadline = 0.15 if is_slow else 3.0
         if fault.expects in {"success", "http_error"}:
             response = await post(transport, served, deadline=deadline)
@@ -377,6 +451,17 @@ def test_lots_are_drawn_alike_for_the_same_seed() -> None:
         ('redirect;to="s3cret', "the script has a double quote that is not closed"),
         ('redirect;to=s3"c"ret', "step 1 of the script: the value of 'to' has a double quote within"),
         ("interim-flood;status=101", "step 1 of the script: interim-flood: 'status' has to be an interim one, 101"),
+        ("until-rotated", "step 1 of the script: until-rotated: 'secret' has to be there: the one that the endpoint"),
+        ("until-rotated;secret=", "step 1 of the script: until-rotated: 'secret' has to be there"),
+        ("until-rotated;secret=s3cr\u00e9t", "step 1 of the script: until-rotated: 'secret' has to be printable ASCII"),
+        ("until-rotated;secret=s3cret;scheme=rot13", "step 1 of the script: until-rotated: 'scheme' has to be one of"),
+        ("until-rotated;secret=s3cret;scheme=s3cret", "step 1 of the script: until-rotated: 'scheme' has to be one of"),
+        ("until-rotated;secret=s3cret;status=200", "step 1 of the script: until-rotated: 'status' has to be a whole"),
+        (
+            "until-rotated;secret=s3cret;scheme=standard-ed25519",
+            "step 1 of the script: until-rotated: 'secret': a public key is `whpk_` and the base64 of 32 bytes",
+        ),
+        ("until-rotated;secrets=s3cret", "step 1 of the script: until-rotated: there is no setting 'secrets'; it has"),
         ("flap;up=0;down=0", "step 1 of the script: flap: 'up' and 'down' cannot both be 0"),
         ("random;among=ok/x", "step 1 of the script: random: 'among': there is no fault 'x'; there are"),
         ("random;among=flap", "step 1 of the script: random: 'among' cannot have what draws itself"),
@@ -393,3 +478,5 @@ def test_a_script_shows_no_values() -> None:
     script = Script.parse("redirect;to=/s3cret,429;retry-after=1")
     assert repr(script) == "Script(redirect, 429)"
     assert "s3cret" not in repr(script.steps)
+    script = Script.parse("until-rotated;secret=s3cret")
+    assert "s3cret" not in repr((script, script.steps, script.steps[0].behaviour))

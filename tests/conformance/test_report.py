@@ -223,6 +223,7 @@ def test_junit_has_a_suite_for_each_group() -> None:
     assert (failure.text or "").splitlines() == [
         "It was 1.",
         "It should be 2.",
+        "Asked: Requirement 3 holds.",
         "Level: MUST",
         "Scenario: signatures",
         "Source: RFC 9110, section 5.5 https://www.rfc-editor.org/rfc/rfc9110",
@@ -230,6 +231,8 @@ def test_junit_has_a_suite_for_each_group() -> None:
     lighter = root.find("testsuite/testcase[@name='SIGN-02 Requirement 2 holds.']/skipped")
     assert lighter is not None
     assert lighter.get("message") == "failed, but it is a MAY: It may, and does not."
+    assert (lighter.text or "").splitlines()[1] == "Asked: Requirement 2 holds."
+    assert "https://" in (lighter.text or "")
 
 
 @pytest.mark.parametrize(("strictness", "failures"), [(Level.MUST, 1), (Level.SHOULD, 1), (Level.MAY, 2)])

@@ -18,8 +18,16 @@ from tests.support.server import Server
 CHANGING = {"flap", "random"}
 STEADY = sorted(FAULTS.keys() - CHANGING)
 #: settings that a fault needs
-SETTINGS = {"redirect": ";to=http://127.0.0.1:9/"}
+SETTINGS = {
+    "redirect": ";to=http://127.0.0.1:9/",
+    # They are not to keep the machine so busy that deadlines pass first. Unbounded, each would still be megabytes.
+    "endless-headers": ";pause=0.002",
+    "interim-flood": ";pause=0.002",
+    "huge": ";pause=0.002",
+}
 ROUNDS = 3
+#: seconds: a busy machine has to cut the floods for what they are before the deadline does
+SEND_TIMEOUT = "8"
 #: deliveries to each fault in a round; in all fewer than the failures in a row that open a circuit
 AT_ONCE = 3
 #: bytes by which a process may grow over all rounds but the first: much less than what the faults would have it read
@@ -32,6 +40,7 @@ def resident(process: int) -> int:
     return pages * 4096
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> None:
     async def misbehave(exchange: Exchange) -> None:
@@ -44,7 +53,7 @@ async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> Non
     receivers = {name: WireServer(misbehave) for name in STEADY}
     await asyncio.gather(*(receiver.start() for receiver in receivers.values()))
     urls = {name: f"http://127.0.0.1:{receiver.port}/{name}" for name, receiver in receivers.items()}
-    settings = {"send_timeout": "3", "retry_schedule": "[3600]", "log_level": "error"}
+    settings = {"send_timeout": SEND_TIMEOUT, "retry_schedule": "[3600]", "log_level": "error"}
     server = await asyncio.to_thread(Server(tmp_path / "data", settings=settings).start)
     try:
         async with server.async_client() as client:

@@ -165,7 +165,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resu
         for name, task in made.items():
             found[name] = until(
                 lambda task=task: (now := delivery(client, task["delivery_id"]))["state"] not in LIVE and now,
-                within=20,
             )
         yield {name: Result(delivery=found[name], receiver=receivers[name]) for name in CASES}
 

@@ -21,6 +21,7 @@ from dispatcher import tokens
 from dispatcher.config import Settings
 from dispatcher.installation import Installation, open_installation
 from tests.support.api import Json, client_of, client_with, problem, stored, token
+from tests.support.patience import PROMPTLY
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
 
@@ -168,7 +169,7 @@ def test_a_token_of_another_installation_is_unauthorized(server: Server, tmp_pat
 def test_a_token_ends_by_itself(server: Server) -> None:
     with client_with(server, token(server.data_dir, "acme", "tasks:read", ttl=2)) as client:
         assert client.get("/account").status_code == 200
-        refused = until(lambda: (now := client.get("/account")).status_code != 200 and now, within=5)
+        refused = until(lambda: (now := client.get("/account")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
 
 
@@ -177,7 +178,7 @@ def test_a_revoked_token_is_refused_within_seconds(server: Server) -> None:
     with client_with(server, bearer) as client:
         assert client.get("/account").status_code == 200
         server.cli("token", "revoke", parts(bearer)[1]["jti"])
-        refused = until(lambda: (now := client.get("/account")).status_code != 200 and now, within=3)
+        refused = until(lambda: (now := client.get("/account")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
 
 

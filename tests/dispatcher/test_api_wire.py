@@ -17,6 +17,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.support.api import Json, accept, client_of, delivery, ended, outcomes
+from tests.support.patience import PROMPTLY
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 
@@ -195,17 +196,17 @@ def test_the_accounts_secret_signs_what_brings_none(sent: Sent) -> None:
     changed = client.patch("/account", json={"default_secret": SECRET})
     assert (changed.status_code, changed.json()["has_default_secret"]) == (200, True)
     assert SECRET not in changed.text
-    request = until(lambda: (r := sent()[1]).header("X-Hub-Signature") and r, within=3)
+    request = until(lambda: (r := sent()[1]).header("X-Hub-Signature") and r, within=PROMPTLY)
     assert request.header("X-Hub-Signature") == hub(SECRET, request)
     assert request.header("webhook-signature") is not None
     # a task's own secret comes first
     _, own = sent(secret=PLAIN)
     assert own.header("X-Hub-Signature") == hub(PLAIN, own)
     assert client.patch("/account", json={"schemes": ["websub"]}).json()["schemes"] == ["websub"]
-    until(lambda: sent()[1].header("webhook-signature") is None, within=3)
+    until(lambda: sent()[1].header("webhook-signature") is None, within=PROMPTLY)
     gone = client.patch("/account", json={"default_secret": None, "schemes": None}).json()
     assert (gone["has_default_secret"], gone["schemes"]) == (False, None)
-    until(lambda: sent()[1].header("X-Hub-Signature") is None, within=3)
+    until(lambda: sent()[1].header("X-Hub-Signature") is None, within=PROMPTLY)
 
 
 def test_the_accounts_schedule_takes_effect_within_seconds(server: Server) -> None:

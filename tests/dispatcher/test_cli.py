@@ -18,7 +18,9 @@ import jwt
 import pytest
 
 from subscriptions.keyring import Keyring
+from tests.support import forking
 from tests.support.api import MARKER, client_with, problem
+from tests.support.patience import PROMPTLY
 from tests.support.server import Server, until
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +31,8 @@ USAGE = 2
 def run(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a command, without any setting of this process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-    clean |= {"PYTHONPATH": str(ROOT), "COLUMNS": "80", **(env or {})}
-    command = [sys.executable, "-m", "dispatcher.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=clean, cwd=cwd)
+    clean |= {"COLUMNS": "80", **(env or {})}
+    return forking.run(*arguments, env=clean, cwd=cwd)
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
@@ -81,7 +82,7 @@ def test_a_token_is_made_listed_and_revoked_while_the_server_runs(plain: Server)
 
         revoked = run("token", "revoke", claims["jti"], *data)
         assert (revoked.returncode, revoked.stdout) == (0, "")
-        refused = until(lambda: (now := client.get("/tasks")).status_code != 200 and now, within=3)
+        refused = until(lambda: (now := client.get("/tasks")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
     [shown] = json.loads(run("token", "list", "--json", *data).stdout)
     assert shown["state"] == "revoked"
@@ -201,13 +202,12 @@ def test_on_a_terminal_it_asks_and_shows_progress(tmp_path: Path, answer: str, k
     data = tmp_path / "data"
     assert run("token", "list", "--data-dir", str(data)).returncode == 0
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dispatcher.cli", "keyring", "rotate", "--data-dir", str(data)],
+    process = forking.dispatcher(
+        ["keyring", "rotate", "--data-dir", str(data)],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
+        env={**os.environ, "TERM": "xterm"},
     )
     os.close(theirs)
     shown = b""

@@ -16,7 +16,6 @@ import re
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from dispatcher.store.committer import Transaction
 from dispatcher.store.database import BUSY_TIMEOUT_MS, Database
 from dispatcher.store.tables import audit
 from dispatcher.tokens import ACCOUNT_SCOPES
+from tests.support import forking
 from tests.support.api import MARKER, client_of, token
 from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server, until
@@ -56,16 +56,7 @@ def run(*arguments: str, stdin: str = "", env: dict[str, str] | None = None, rea
 
 def _process(arguments: tuple[str, ...], stdin: str, environment: dict[str, str]) -> Done:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
-    return subprocess.run(
-        [sys.executable, "-m", "dispatcher.cli", "subscriptions", *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**clean, "PYTHONPATH": str(ROOT), **environment},
-        cwd=ROOT,
-    )
+    return forking.run("subscriptions", *arguments, input=stdin.encode(), env={**clean, **environment})
 
 
 def _within(arguments: tuple[str, ...], stdin: str, environment: dict[str, str]) -> Done:
@@ -308,16 +299,12 @@ def test_a_secret_is_asked_for_without_an_echo(server: Server, receiver: Receive
     way = Way(server, "asked", tmp_path / "way", by_api=False)
     id_ = way.create(receiver.url)["id"]
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dispatcher.cli", "subscriptions", "rotate", id_, "--secret-file", "-"),
-            *("--revoke-now", *way.options),
-        ],
+    process = forking.dispatcher(
+        ["subscriptions", "rotate", id_, "--secret-file", "-", "--revoke-now", *way.options],
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "dumb", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
+        env={**os.environ, "TERM": "dumb"},
         start_new_session=True,  # without a terminal of its own, it asks on stdin
     )
     os.close(theirs)
@@ -645,8 +632,7 @@ def test_the_examples_of_the_docs_work(server: Server, receiver: Receiver, tmp_p
     code = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PATH": forking.on_path(tmp_path / "bin"),
         "NO_PROXY": "127.0.0.1",
         "DISPATCHER_URL": server.url,
         "DISPATCHER_TOKEN": token(server.data_dir, "docs", *ACCOUNT_SCOPES),

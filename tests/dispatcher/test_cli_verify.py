@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from dispatcher.cli import captured
 from dispatcher.cli.captured import Captured, CaptureError
 from subscriptions.secrets import Secret, SigningKey
 from subscriptions.signatures import Scheme, sign
+from tests.support import forking
 from tests.support.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -44,14 +43,11 @@ AT = "2027-01-15T08:00:00Z"
 
 def verify(*options: str, stdin: bytes = b"", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the command. What it prints never has a secret."""
-    command = [sys.executable, "-m", "dispatcher.cli", "subscriptions", "verify", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=60, env=environment, cwd=cwd)
-    out, err = done.stdout.decode(), done.stderr.decode()
+    done = forking.run("subscriptions", "verify", *options, input=stdin, cwd=cwd)
     for secret in (SECRET, OTHER, GITHUB_SECRET, SECRET.removeprefix("whsec_")):
-        assert secret not in out + err
-    assert "Traceback" not in err
-    return subprocess.CompletedProcess(command, done.returncode, out, err)
+        assert secret not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
 
 
 def signed(*schemes: Scheme, body: bytes = BODY, at: int = NOW, url: str = URL) -> list[tuple[str, str]]:

@@ -482,7 +482,7 @@ def test_the_worker_in_the_docs_works(
             refused = outcome(client, receiver, "text.upper", {})
     finally:
         running.terminate()
-        running.wait(10)
+        running.wait(60)
     assert found == {"status": "succeeded", "result": {"text": "HELLO"}}
     assert refused == {"status": "failed", "error": {"message": "the payload has no text"}}
 
@@ -520,7 +520,7 @@ def shell(code: str, environment: Mapping[str, str]) -> str:
         env={**environment, "PATH": path, "no_proxy": "127.0.0.1"},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -548,7 +548,7 @@ def printing(command: str, environment: Mapping[str, str], *, until_line: str, l
             yield
         finally:
             running.terminate()
-            running.wait(30)
+            running.wait(60)
 
 
 def free_port() -> str:
@@ -614,7 +614,7 @@ def test_the_event_of_the_readme(start_server: Callable[..., Server], tmp_path: 
         ) as listening,
     ):
         try:
-            until(lambda: is_listening(port), within=30)
+            until(lambda: is_listening(port))
             addressed = publish.replace("8082", port).replace("http://127.0.0.1:8080", server.url)
             answers = shell(addressed, {**os.environ, "TOKEN": server.token})
             until(lambda: "genuine" in shown.read_text() or listening.poll() is not None)

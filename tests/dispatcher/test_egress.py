@@ -377,7 +377,13 @@ def of(url: str, policy: EgressPolicy) -> bool:
         ("http://example.com/", EgressPolicy(ports=None), False),
         ("http://example.com/", EgressPolicy(allow_http=True), False),
         ("http://example.com:443/", EgressPolicy(allow_http=True), True),
-        ("https://localhost/", EgressPolicy(), True),  # what it stands for is seen at connect
+        ("https://localhost/", EgressPolicy(), False),  # it is loopback by RFC 6761, whatever DNS says
+        ("https://a.LocalHost./", EgressPolicy(), False),
+        ("https://localhost.example/", EgressPolicy(), True),
+        ("https://mylocalhost/", EgressPolicy(), True),
+        ("http://localhost:8080/", EgressPolicy.dev(), True),
+        ("https://localhost/", EgressPolicy(allow_hosts=frozenset({"localhost"})), True),
+        ("https://localhost/", EgressPolicy(allow_networks=(IPv4Network("127.0.0.0/8"),)), True),
         ("https://127.0.0.1/", EgressPolicy(), False),
         ("https://[::1]/", EgressPolicy(), False),
         ("https://[::ffff:127.0.0.1]/", EgressPolicy.dev(), False),

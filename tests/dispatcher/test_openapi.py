@@ -30,9 +30,9 @@ CHECKS = (
     "ignored_auth",
 )
 #: test cases for each operation and phase
-EXAMPLES = 40
+EXAMPLES = 15
 #: seconds
-MAX_TIME = 180
+MAX_TIME = 400
 SEED = 20_260_101
 
 

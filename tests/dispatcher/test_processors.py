@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.support.api import Json, accept, client_of, ended, outcomes, problem, stored, task, worked
+from tests.support.patience import PROMPTLY
 from tests.support.processors import HIDDEN
 from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server, until
@@ -82,7 +83,7 @@ def test_sixty_four_at_once(client: httpx.Client, receiver: Receiver, name: str)
     tasks = [{"type": name, "payload": {"n": n}, "callback_url": receiver.url} for n in range(64)]
     items = client.post("/tasks/batch", json={"tasks": tasks}).json()["items"]
     expected = {item["task"]["delivery_id"]: 2 * n for n, item in enumerate(items)}
-    requests = receiver.wait_for(64, within=30)
+    requests = receiver.wait_for(64)
     assert {request.delivery: json.loads(request.body)["result"]["twice"] for request in requests} == expected
 
 
@@ -156,7 +157,7 @@ def test_a_thread_that_hangs_does_not_hold_up_the_end(start_server: Callable[...
         until(lambda: task(client, cut_off["id"])["state"] == "processing")
     started = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60, "it hangs for ever"
     server.start()
     with server.client() as client:
         until(lambda: task(client, cut_off["id"])["attempt"] == 2)
@@ -174,7 +175,7 @@ def test_a_timeout_kills_the_process(client: httpx.Client, receiver: Receiver, t
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         return True
 
-    until(is_gone, within=5)
+    until(is_gone, within=PROMPTLY)
     assert found["state"] == "failed"
 
 
@@ -308,7 +309,7 @@ def test_a_lease_that_ended_is_lost_and_the_task_is_leased_again(worker: httpx.C
     made = accept(worker, receiver.url, type="outside.short")
     [first] = lease(worker, "outside.short")
     # nobody renews it: it is free again soon after its end
-    [second] = until(lambda: lease(worker, "outside.short"), within=15)
+    [second] = until(lambda: lease(worker, "outside.short"))
     assert (second["id"], second["attempt"]) == (made["id"], 2)
     problem(give(worker, first, result="late"), 409, "conflict")
     problem(worker.post(f"/tasks/{made['id']}/renew", json={"attempt": 1}), 409, "conflict")

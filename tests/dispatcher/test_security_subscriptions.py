@@ -95,15 +95,17 @@ async def test_no_filters_are_asked_at_length_in_a_transaction(store: Store, mon
     for number in range(30):
         await subscribe(store, f"s{number}", filter=SLOW)
     roster = await store.roster(ACCOUNT)
+    began = time.perf_counter()
     old = [await planned(roster, new_event(payload=BUSY)) for _ in range(2)]
+    planning = time.perf_counter() - began
     later = await subscribe(store, "later")
     began = time.perf_counter()
     answers = await publish_planned(store, old)
     took = time.perf_counter() - began
     assert isinstance(answers.result, Accepted)
     assert len(await delivery_rows(store, subscription_id=later)) == 2
-    # sixty filters take more than that
-    assert took < 0.25
+    # sixty filters take much more than that
+    assert took < planning / 2
 
 
 async def test_an_event_that_can_never_be_planned_in_time_comes_back(

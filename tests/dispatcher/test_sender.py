@@ -109,6 +109,14 @@ async def test_the_request_says_all_that_the_contract_says(sender: Sender) -> No
     assert -1 <= report.jitter <= 1
 
 
+async def test_who_agreed_by_a_handshake_is_told_each_time_who_sends(sender: Sender) -> None:
+    """HTTP 1.1 Web Hooks for Event Delivery 1.0.2, section 4.1.2."""
+    agreed = replace(DELIVERY, endpoint=replace(DELIVERY.endpoint, by_handshake=True))
+    for delivery, named in ((agreed, ["sender.example"]), (DELIVERY, [])):
+        _, request = await attempt(sender, httpx.Response(200), delivery=delivery)
+        assert request.headers.get_list("WebHook-Request-Origin") == named
+
+
 def unsigned(delivery: LeasedDelivery, **changes: object) -> LeasedDelivery:
     return replace(delivery, endpoint=replace(delivery.endpoint, **{"keys": (), **changes}))  # type: ignore[arg-type]  # fields by name
 

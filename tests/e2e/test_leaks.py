@@ -400,7 +400,7 @@ def _speak_badly(server: Server, found: Evidence) -> None:
 
 def _wait(client: httpx.Client) -> None:
     """Until all has ended."""
-    until(lambda: not any(client.get("/ledger").json()[state] for state in ("pending", "leased")), within=30, every=0.1)
+    until(lambda: not any(client.get("/ledger").json()[state] for state in ("pending", "leased")), every=0.1)
 
 
 def _wait_and_read(client: httpx.Client, found: Evidence) -> None:

@@ -171,7 +171,7 @@ class Story:
         self.rest(client)
 
     def rest(self, client: httpx.Client) -> None:
-        until(lambda: not any(client.get("/ledger").json()[s] for s in ("pending", "leased")), within=40, every=0.1)
+        until(lambda: not any(client.get("/ledger").json()[s] for s in ("pending", "leased")), every=0.1)
 
     def rotations(self, client: httpx.Client, quiet: httpx.Client) -> None:
         """New secrets, old ones, revoked ones, future ones."""
@@ -230,7 +230,7 @@ class Story:
         shown = client.get("/account").json()["operational_endpoint"]
         assert "secret" not in shown
         assert client.post(f"{PATH}/{self.ids[0]}/disable").status_code == 200
-        until(lambda: self.came("operational"), within=30)
+        until(lambda: self.came("operational"))
         given = self.secret("operational, given", f"an operational one <{fresh('g')}>")
         wanted = {"url": self.url(404, "html", "operational 2"), "secret": given, "headers": self.headers("op 2")}
         answer = quiet.patch("/account", json={"operational_endpoint": wanted})
@@ -238,7 +238,7 @@ class Story:
         self.seeds(answer.json()["operational_endpoint"]["subscription_id"])
         client.post(f"{PATH}/{self.ids[5]}/disable")
         client.post(f"{PATH}/{self.ids[7]}/disable")
-        until(lambda: self.came("operational 2"), within=30)
+        until(lambda: self.came("operational 2"))
         self.rest(client)
 
     def came(self, name: str) -> bool:
@@ -266,7 +266,7 @@ class Story:
             assert client.get(f"/webhooks/{path}x").status_code == 404
             if name == "granted":
                 assert client.get(f"/webhooks/{path}", params={"rate": "600"}).status_code == 200
-                until(lambda id_=id_: client.get(f"{PATH}/{id_}").json()["is_active"], within=20)
+                until(lambda id_=id_: client.get(f"{PATH}/{id_}").json()["is_active"])
 
     def ask_badly(self, client: httpx.Client) -> None:
         """Requests that are wrong in every way, each with a secret in its wrong place."""
@@ -546,7 +546,7 @@ def test_what_a_receiver_tells_of_a_rotation_is_redacted_for_every_secret(start_
         started = time.monotonic()
         path = f"{PATH}/{made['id']}/deliveries"
         held = until(lambda: [one for one in client.get(path).json()["items"] if one["state"] == "held"])
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 60
         attempts = client.get(f"/deliveries/{held[0]['id']}").json()["attempts"]
     assert len(attempts) == 2
     assert search(json.dumps(attempts).encode(), {str(number): text for number, text in enumerate(known)}) == []

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.support.api import Json, client_of
+from tests.support.patience import PROMPTLY
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 from tests.support.subscribers import PATH, publish, subscribe
@@ -63,7 +64,7 @@ def test_a_steady_pace(client: httpx.Client, receiver: Receiver, ordering: str) 
     rate, count = 20, 60
     made = subscribe(client, receiver.url, rate_limit=rate, ordering=ordering)
     publish_many(client, numbered(count, ordering_key="k"))
-    counts = at_rest(client, within=20)
+    counts = at_rest(client)
     assert counts["delivered"] == counts["accepted"] == count
     assert sorted(numbers(receiver.received)) == list(range(count))
     check_pace(receiver.received, rate)
@@ -142,8 +143,8 @@ def test_a_slow_pace_keeps_nobody_waiting(server: Server, client: httpx.Client, 
         leased.append(dict(rows))
         return len(messages(receiver.received, "/other")) == 200
 
-    until(others_have_theirs, within=30)
-    until(lambda: others_have_theirs() and len(messages(receiver.received, "/slow")) >= 3, within=30)
+    until(others_have_theirs)
+    until(lambda: others_have_theirs() and len(messages(receiver.received, "/slow")) >= 3)
     # what was leased before the pace was known is given back; later on, one is leased when its time comes near
     later = leased[len(leased) // 2 :]
     assert max(held.get(slow, 0) for held in later) <= 1
@@ -169,16 +170,16 @@ def test_another_rate_takes_effect(client: httpx.Client, receiver: Receiver) -> 
     receiver.wait_for(2)
     change(50.0)
     # what was leased at the old rate may still keep it
-    receiver.wait_for(40, within=8)
+    receiver.wait_for(40, within=PROMPTLY)
     change(1.0)
     seen = len(receiver.received)
     settled = time.monotonic() + 2.5
-    receiver.wait_for(min(60, seen + 1), within=10)
+    receiver.wait_for(min(60, seen + 1))
     until(lambda: time.monotonic() > settled)
     late = [request.at for request in receiver.received if request.at > settled - 1.5]
     assert len(late) <= 4, "it is no slower"
     change(None)
-    counts = at_rest(client, within=10)
+    counts = at_rest(client)
     assert counts["delivered"] == 60
     assert sorted(numbers(receiver.received)) == list(range(60))
 

@@ -31,10 +31,8 @@ GUILTY_HOST = "127.0.0.8"
 #: deliveries, and tasks, that are only near the guilty one: no more than are leased in one go with it, four of a
 #: lane that is new, so that each start takes all of them again
 DELIVERIES, TASKS = 4 * len(HOSTS), 16
-#: seconds from the submission until every innocent one must have been delivered
-INNOCENTS_WITHIN = 20.0
-#: seconds for one start of the dispatcher to end by itself, one way or the other
-DEAD_OR_DONE_WITHIN = 10.0
+#: seconds from the submission until every innocent one must have been delivered, after ten starts at the most
+INNOCENTS_WITHIN = 120.0
 
 
 @dataclass(kw_only=True)
@@ -68,7 +66,7 @@ class Scene:
             try:
                 with self.server.client() as client:
                     items = items or self._submit(client, guilty)
-                    until(lambda: _is_at_rest(client), within=DEAD_OR_DONE_WITHIN, every=0.05)
+                    until(lambda: _is_at_rest(client))
             except httpx.TransportError:
                 self.server.wait()
                 self._note_death()
@@ -118,7 +116,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         tmp_path / "data",
         settings={"log_level": "warning"},
         options=("--processors", "tests.e2e.crash.poison_processors"),
-        launcher=("-m", "tests.e2e.crash.poison_launcher"),
+        launcher="tests.e2e.crash.poison_launcher",
     )
 
     def strike(request: Received) -> Reply:

@@ -13,6 +13,7 @@ import httpx
 from dispatcher import tokens
 from dispatcher.config import Settings
 from dispatcher.installation import open_installation
+from tests.support.patience import PATIENCE
 from tests.support.server import Server, until
 
 #: part of every value that must never come back in an answer
@@ -80,19 +81,19 @@ def delivery(client: httpx.Client, delivery_id: str) -> Json:
     return found
 
 
-def in_state(client: httpx.Client, delivery_id: str, *states: str, within: float = 15.0) -> Json:
+def in_state(client: httpx.Client, delivery_id: str, *states: str, within: float = PATIENCE) -> Json:
     """Wait until a delivery is in one of these states."""
     found: Json = until(lambda: (now := delivery(client, delivery_id))["state"] in states and now, within=within)
     return found
 
 
-def ended(client: httpx.Client, delivery_id: str, *, within: float = 15.0) -> Json:
+def ended(client: httpx.Client, delivery_id: str, *, within: float = PATIENCE) -> Json:
     """Wait until a delivery has ended."""
     found: Json = until(lambda: (now := delivery(client, delivery_id))["state"] not in LIVE and now, within=within)
     return found
 
 
-def worked(client: httpx.Client, task_id: str, *, within: float = 20.0) -> Json:
+def worked(client: httpx.Client, task_id: str, *, within: float = PATIENCE) -> Json:
     """Wait until a task has a result or is given up."""
     found: Json = until(
         lambda: (now := task(client, task_id))["state"] not in {"queued", "processing"} and now, within=within

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 import httpx
 import jwt
 
+from tests.support.patience import PATIENCE
 from tests.support.receiver import Received, Reply
 from tests.support.server import Server
 
@@ -164,6 +165,6 @@ def end_of(server: Server) -> bytes:
     said: list[bytes] = []
     reader = threading.Thread(target=lambda: said.append(server.process.stdout.read()))  # type: ignore[union-attr]
     reader.start()
-    server.process.wait(30)
-    reader.join(5)
+    server.process.wait(PATIENCE)
+    reader.join(PATIENCE)
     return b"".join(said)

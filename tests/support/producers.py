@@ -11,6 +11,7 @@ from typing import Self
 import httpx
 
 from tests.support.api import Json
+from tests.support.patience import PATIENCE
 from tests.support.server import Server
 
 #: seconds before a request is tried again
@@ -47,14 +48,14 @@ class Producers:
     ) -> None:
         self._stopping = True
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE)
 
-    def join(self, *, within: float) -> None:
+    def join(self) -> None:
         """Wait until all events were answered 202."""
-        end = time.monotonic() + within
+        end = time.monotonic() + PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-            assert not thread.is_alive(), f"{self.count} events were accepted within {within} s"
+            assert not thread.is_alive(), f"{self.count} events were accepted within {PATIENCE} s"
         assert not self.faults, self.faults[:5]
 
     def _produce(self, events: Sequence[Json]) -> None:

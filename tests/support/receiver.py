@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.support import listening
+from tests.support.patience import PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Receiver:
         """Where it listens."""
         return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}"
 
-    def wait_for(self, count: int, *, within: float = 15.0) -> list[Received]:
+    def wait_for(self, count: int, *, within: float = PATIENCE) -> list[Received]:
         """Wait until so many requests have come, and return them all."""
         with self._changed:
             enough = self._changed.wait_for(lambda: len(self.received) >= count, within)
@@ -97,7 +98,7 @@ class Receiver:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(PATIENCE)
         return self
 
     def __exit__(
@@ -105,7 +106,7 @@ class Receiver:
     ) -> None:
         if self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         try:

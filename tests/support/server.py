@@ -15,12 +15,17 @@ from typing import Any, Self
 
 import httpx
 
-READY_WITHIN = 30.0
-ENDED_WITHIN = 40.0
+from tests.support import forking
+from tests.support.forking import ROOT, Forked
+from tests.support.patience import PATIENCE
 
 
 class Server:
-    """One dispatcher process on a data directory. `start()` it again after `kill()` to see what it kept."""
+    """One dispatcher process on a data directory. `start()` it again after `kill()` to see what it kept.
+
+    It is forked from a process that has imported it; with `prefix`, or where it is to be a `real_start`, the command
+    is run from the beginning.
+    """
 
     def __init__(
         self,
@@ -29,8 +34,9 @@ class Server:
         dev: bool = True,
         settings: dict[str, str] | None = None,
         options: Sequence[str] = (),
-        launcher: Sequence[str] = ("-m", "dispatcher.cli"),
+        launcher: str = "dispatcher.cli",
         prefix: Sequence[str] = (),
+        real_start: bool = False,
     ) -> None:
         self.data_dir = data_dir
         self.log = data_dir.parent / f"{data_dir.name}.log"
@@ -39,7 +45,8 @@ class Server:
         self._options = options
         self._launcher = launcher
         self._prefix = prefix
-        self.process: subprocess.Popen[bytes] | None = None
+        self._real_start = real_start or bool(prefix)
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self.url = ""
         self.token = ""
 
@@ -51,13 +58,17 @@ class Server:
             if not key.startswith("DISPATCHER_") and key != "DATABASE_URL"
         }
         environment = {**inherited, **{f"DISPATCHER_{key.upper()}": value for key, value in self._settings.items()}}
-        command = [*self._prefix, sys.executable, *self._launcher, "serve", "--port", "0"]
-        command += ["--data-dir", str(self.data_dir), *(["--dev"] if self._dev else []), *self._options]
+        arguments = ["serve", "--port", "0", "--data-dir", str(self.data_dir)]
+        arguments += [*(["--dev"] if self._dev else []), *self._options]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=Path(__file__).parents[2]
-            )
-        deadline = time.monotonic() + READY_WITHIN
+            if self._real_start:
+                command = [*self._prefix, sys.executable, "-m", self._launcher, *arguments]
+                self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
+            else:
+                self.process = forking.launched(
+                    self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
+                )
+        deadline = time.monotonic() + PATIENCE
         for line in self._lines(deadline):
             kind, _, rest = line.partition(" ")
             if kind == "token":
@@ -120,7 +131,7 @@ class Server:
         """Wait until it has ended."""
         assert self.process is not None
         try:
-            status = self.process.wait(ENDED_WITHIN)
+            status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -131,10 +142,7 @@ class Server:
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run another `dispatcher` command on the same data directory."""
-        command = [sys.executable, "-m", "dispatcher.cli", *arguments, "--data-dir", str(self.data_dir)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=check, timeout=60, cwd=Path(__file__).parents[2]
-        )
+        return forking.run(*arguments, "--data-dir", str(self.data_dir), check=check)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -148,13 +156,18 @@ class Server:
             self.process.stdout.close()
 
 
-def until(condition: Any, *, within: float = 15.0, every: float = 0.02) -> Any:
-    """Wait until a condition returns something true, and return that. Fails after `within` seconds."""
+def until(condition: Any, *, within: float = PATIENCE, every: float | None = None) -> Any:
+    """Wait until a condition returns something true, and return that. Fails after `within` seconds.
+
+    It is asked `every` so many seconds, else ever less often: to ask a server takes time that it needs for its work.
+    """
     deadline = time.monotonic() + within
+    pause = every or 0.01
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s")
-        time.sleep(every)
+        time.sleep(pause)
+        pause = every or min(pause * 1.3, 0.25)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from tests.support.api import LIVE, Json
+from tests.support.patience import PATIENCE
 from tests.support.receiver import Answerer, Received, Reply
 from tests.support.server import until
 from tests.support.subscribers import PATH, subscription
@@ -67,7 +68,7 @@ def disable(client: httpx.Client, subscription_id: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def disabled(client: httpx.Client, subscription_id: str, *, within: float = 15.0) -> Json:
+def disabled(client: httpx.Client, subscription_id: str, *, within: float = PATIENCE) -> Json:
     """Wait until a subscription is disabled, and nothing of it is under way any more."""
 
     def is_at_rest() -> Json | None:
@@ -99,7 +100,7 @@ def ledger(client: httpx.Client) -> dict[str, int]:
     return counts
 
 
-def at_rest(client: httpx.Client, *, within: float = 30.0, held: bool = False) -> dict[str, int]:
+def at_rest(client: httpx.Client, *, within: float = PATIENCE, held: bool = False) -> dict[str, int]:
     """Wait until an account has nothing that can still move, but for what is held if that is said; its ledger."""
     states = LIVE - {"held"} if held else LIVE
 
@@ -107,7 +108,7 @@ def at_rest(client: httpx.Client, *, within: float = 30.0, held: bool = False) -
         counts = ledger(client)
         return None if any(counts[state] for state in states) else counts
 
-    counts: dict[str, int] = until(found, within=within, every=0.05)
+    counts: dict[str, int] = until(found, within=within)
     return counts
 
 

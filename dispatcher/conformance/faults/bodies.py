@@ -20,6 +20,8 @@ from dispatcher.conformance.faults.fault import (
 )
 from dispatcher.conformance.wire.exchange import Behaviour, Exchange
 
+#: seconds in which an answer is read
+_MOMENT = 0.3
 OK = OK_HEAD + b"Content-Length: 2\r\n\r\nok"
 
 
@@ -45,6 +47,18 @@ def _drip(settings: Settings) -> Behaviour:
 @fault("It closes the connection in the middle of the body.", expects="success", status=STATUS)
 def _cut(settings: Settings) -> Behaviour:
     return sends(status_line(status_of(settings, 200)) + b"Content-Length: 1000\r\n\r\n" + b"." * 500)
+
+
+@fault("It answers as a whole, and resets the connection a moment later.", expects="success", status=STATUS)
+def _torn(settings: Settings) -> Behaviour:
+    whole = status_line(status_of(settings, 200)) + b"Content-Length: 2\r\n\r\nok"
+
+    async def behave(exchange: Exchange) -> None:
+        await exchange.send(whole)
+        await exchange.until_gone(_MOMENT)
+        exchange.reset()
+
+    return behave
 
 
 @fault(

@@ -133,7 +133,7 @@ class Protected:
         if not request.is_complete and not str(scope.get("http_version", "1.1")).startswith("2"):
             # the rest of the body is still on its way; it is not read
             reply = Reply(status=reply.status, headers=(*reply.headers, ("Connection", "close")), body=reply.body)
-        if judgement is None or not judgement.is_accepted or judgement.is_repeat:
+        if judgement is None or not judgement.is_to_be_processed:
             await _answer(reply, send)
             return
         self.pending += 1
@@ -160,6 +160,8 @@ class Protected:
         if judgement.refusal is not None:
             self.refused += 1
             return judgement, judgement.refusal.reply
+        if judgement.handshake is not None:
+            return judgement, judgement.handshake
         if not judgement.is_repeat and self.pending >= self._max_pending:
             # it is not taken, so its next attempt is no repeat
             self.defences.forget(judgement)

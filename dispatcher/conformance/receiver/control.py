@@ -66,6 +66,8 @@ class Board:
     issue: Callable[..., str] | None = None
     #: the authority of a throw-away certificate, as PEM
     authority: str | None = None
+    #: sets what a name stands for. Raises ConfigError; None: there is no name server
+    name: Callable[[str, str], None] | None = None
     #: texts that are masked wherever they stand
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -120,6 +122,7 @@ class Control:
             Route("/export", self._export),
             Route("/wait", self._wait, methods=["POST"]),
             Route("/script", self._script, methods=["PUT"]),
+            Route("/name", self._name, methods=["PUT"]),
             Route("/callback-urls", self._issue, methods=["POST"]),
             Route("/report", self._report),
             Route("/events", self._events),
@@ -192,6 +195,16 @@ class Control:
         if not isinstance(path, str) or not isinstance(script, str | None) or "script" not in body:
             raise HTTPException(422, "path is a path or *, script is a script, or null for none")
         self._board.script(path, script or "")
+        return Response(status_code=204)
+
+    async def _name(self, request: Request) -> Response:
+        body = await _object(request, {"name", "script"})
+        name, script = body.get("name"), body.get("script")
+        if not isinstance(name, str) or not isinstance(script, str | None) or "script" not in body:
+            raise HTTPException(422, "name is a host's name or *, script is addresses and words, or null for none")
+        if self._board.name is None:
+            raise HTTPException(409, "There is no name server: start the receiver with --name-server-port")
+        self._board.name(name, script or "")
         return Response(status_code=204)
 
     async def _issue(self, request: Request) -> Response:

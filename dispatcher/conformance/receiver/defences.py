@@ -21,6 +21,7 @@ from ipaddress import IPv6Address
 from dispatcher.conformance.receiver.addresses import Address, client_address, is_within, parse_address, parse_networks
 from dispatcher.conformance.receiver.callbacks import CallbackRefused, Claims
 from dispatcher.conformance.receiver.event_schemas import SchemaUnusable, compile_schemas, find_failure, parse_json
+from dispatcher.conformance.receiver.handshakes import grant, is_handshake
 from dispatcher.conformance.receiver.memory import Memory
 from dispatcher.conformance.receiver.policy import DEFENCES, Policy
 from dispatcher.conformance.signatures.schemes import Verdict, verify
@@ -52,13 +53,18 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """What the defences said. Without a refusal, each of them is in `passed` or in `off`; after one, none was asked."""
+    """What the defences said.
+
+    Without a refusal, each of them is in `passed` or in `off`; after one, or after a handshake, none was asked.
+    """
 
     passed: tuple[str, ...]
     off: tuple[str, ...]
     refusal: Refusal | None
     #: it was accepted before: answer 2xx, and do not process it again
     is_repeat: bool = False
+    #: it is a handshake that is granted, and no message: the answer to it
+    handshake: Reply | None = None
     verdicts: tuple[Verdict, ...] = ()
     #: the id under which it is remembered; None where replay is off or was not reached
     delivery: str | None = None
@@ -69,6 +75,11 @@ class Judgement:
     def is_accepted(self) -> bool:
         """It is to be answered 2xx."""
         return self.refusal is None
+
+    @property
+    def is_to_be_processed(self) -> bool:
+        """It is a message that is accepted for the first time."""
+        return self.is_accepted and not self.is_repeat and self.handshake is None
 
 
 def refuse(defence: str, status: int, reason: str, *, headers: Headers = (), **members: str) -> Refusal:
@@ -88,7 +99,10 @@ def refuse(defence: str, status: int, reason: str, *, headers: Headers = (), **m
 _TITLES = {
     "https": "This endpoint takes https only.",
     "allow-list": "This address may not send here.",
+    "handshake": "This origin may not send here.",
+    "method": "This endpoint does not take this method.",
     "shared-secret": "The shared secret is missing or wrong.",
+    "content-type": "This endpoint does not take this type of body.",
     "limits": "The request is too large.",
     "rate": "Too many requests.",
     "signature": "The signature is missing or wrong.",
@@ -108,6 +122,7 @@ class _Case:
     verdicts: tuple[Verdict, ...] = ()
     delivery: str | None = None
     is_repeat: bool = False
+    handshake: Reply | None = None
     claims: Claims | None = None
 
     @property
@@ -153,6 +168,7 @@ class Defences:
         self._clock = clock
         self._allowed = parse_networks(policy.allowed_networks or (), setting="allowed_networks")
         self._proxies = parse_networks(policy.trusted_proxies, setting="trusted_proxies")
+        self._kinds = {kind.lower() for kind in policy.content_types or ()}
         self._secrets = [digest for secret in policy.shared_secrets or () for digest in _digests(secret)]
         self._buckets = _Buckets(policy)
         self._seen = Memory(policy.replay_capacity)
@@ -162,7 +178,10 @@ class Defences:
         self._checks: dict[str, Callable[[Received, _Case], Refusal | None]] = {
             "https": self._https,
             "allow-list": self._allow_list,
+            "handshake": self._handshake,
+            "method": self._method,
             "shared-secret": self._shared_secret,
+            "content-type": self._content_type,
             "limits": self._limits,
             "rate": self._rate,
             "signature": self._signature,
@@ -192,6 +211,8 @@ class Defences:
             if refusal is not None:
                 return self._judgement(passed, case, refusal)
             passed.append(name)
+            if case.handshake is not None:
+                return self._judgement(passed, case, None)
         self._remember(case)
         return self._judgement(passed, case, None)
 
@@ -204,7 +225,7 @@ class Defences:
         if isinstance(judged, str):
             self._seen.forget((judged,))
             return
-        if not judged.is_accepted or judged.is_repeat:
+        if not judged.is_to_be_processed:
             return
         if judged.delivery is not None:
             self._seen.forget((judged.delivery,))
@@ -217,6 +238,7 @@ class Defences:
             off=self._off,
             refusal=refusal,
             is_repeat=case.is_repeat and refusal is None,
+            handshake=case.handshake,
             verdicts=case.verdicts,
             delivery=case.delivery,
             claims=case.claims,
@@ -249,6 +271,21 @@ class Defences:
             return None
         return refuse("allow-list", 403, "its address is not on the allow-list" if case.client else "it has no address")
 
+    def _handshake(self, request: Received, case: _Case) -> Refusal | None:
+        if not is_handshake(request):
+            return None
+        found = grant(request, self._policy.handshake_origins or (), self._policy.handshake_rate)
+        if isinstance(found, str):
+            return refuse("handshake", 403, found)
+        case.handshake = found
+        return None
+
+    def _method(self, request: Received, _case: _Case) -> Refusal | None:
+        methods = self._policy.methods or ()
+        if request.method in methods:
+            return None
+        return refuse("method", 405, "its method is not one that is taken", headers=(("Allow", ", ".join(methods)),))
+
     def _shared_secret(self, request: Received, _case: _Case) -> Refusal | None:
         given = request.values(self._policy.shared_secret_header)
         if len(given) != 1:
@@ -258,6 +295,20 @@ class Defences:
         digest = hashlib.sha256(given[0].encode("latin-1", "backslashreplace")).digest()
         matches = [hmac.compare_digest(digest, secret) for secret in self._secrets]
         return None if any(matches) else refuse("shared-secret", 401, "the shared secret is wrong")
+
+    def _content_type(self, request: Received, _case: _Case) -> Refusal | None:
+        given = request.values("Content-Type")
+        if len(given) != 1:
+            return refuse("content-type", 415, "it names several content types" if given else "it has no content type")
+        if given[0].partition(";")[0].strip(" \t").lower() not in self._kinds:
+            return refuse("content-type", 415, "its content type is not one that is taken")
+        codings = {
+            word.strip(" \t").lower() for value in request.values("Content-Encoding") for word in value.split(",")
+        }
+        if codings - {"", "identity"}:
+            # RFC 9110 §15.5.16: the header says that it was the coding
+            return refuse("content-type", 415, "it is compressed", headers=(("Accept-Encoding", "identity"),))
+        return None
 
     def _limits(self, request: Received, _case: _Case) -> Refusal | None:
         policy = self._policy

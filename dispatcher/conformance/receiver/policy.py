@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -10,20 +11,27 @@ from typing import Any, Literal
 from dispatcher.conformance.receiver.addresses import parse_networks
 from dispatcher.conformance.receiver.callbacks import CallbackIssuer
 from dispatcher.conformance.receiver.event_schemas import compile_schemas
+from dispatcher.conformance.receiver.handshakes import ANY_ORIGIN, MAX_RATE, is_origin
 from dispatcher.conformance.signatures.schemes import HUB_METHODS, SCHEMES, Key
 from dispatcher.errors import ConfigError
 
 #: the defences, in the order in which they are asked
 #:
 #: Nothing dear is done for somebody who has not proved who they are. So the comparisons come first, and what is counted
-#: by address; then the signature, over the raw bytes and of a size that has been bounded. Only behind it is anything
-#: remembered or parsed. The time is judged after the signature that vouches for it; the delivery's id after the time,
-#: since it is remembered for a time only; the body last, since it costs most. And a delivery counts as seen only when
-#: all have passed: else anybody could use up an id, and the genuine delivery would be the repeat.
+#: by address. Of those: who may not come at all is told nothing else. A handshake has no secret to show, nor has
+#: whoever asks by another method what is taken here, so both are answered before the secret is asked for; what a body
+#: has to be is told behind it. Then comes the signature, over the raw bytes and of a size that has been bounded. Only
+#: behind it is anything remembered or parsed. The time is judged after the signature that vouches for it; the
+#: delivery's id after the time, since it is remembered for a time only; the body last, since it costs most. And a
+#: delivery counts as seen only when all have passed: else anybody could use up an id, and the genuine delivery would be
+#: the repeat.
 DEFENCES = (
     "https",
     "allow-list",
+    "handshake",
+    "method",
     "shared-secret",
+    "content-type",
     "limits",
     "rate",
     "signature",
@@ -36,10 +44,27 @@ DEFENCES = (
 #: seconds around now, for what needs a tolerance when no timestamp is asked for
 DEFAULT_TOLERANCE = 300.0
 
+#: a method, or one side of a media type (RFC 9110 §5.6.2)
+_WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"
+
+#: settings of which an empty list, maybe of an environment variable that is not set, must not switch a defence off
+_LISTS = (
+    "allowed_networks",
+    "handshake_origins",
+    "methods",
+    "shared_secrets",
+    "content_types",
+    "signature_schemes",
+    "schemas",
+)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """How a handler defends itself. Every defence is off unless it is set; ConfigError says which setting is wrong."""
+    """How a handler defends itself. ConfigError says which setting is wrong.
+
+    Every defence is off unless it is set, but for one: messages are POSTs, so whatever comes otherwise is refused.
+    """
 
     #: https: refuse what came over plain http (403, never a redirect: what it carried has been seen already)
     https_only: bool = False
@@ -52,6 +77,19 @@ class Policy:
     forwarded_for_header: str = ""
     #: networks of the proxies that are believed
     trusted_proxies: tuple[str, ...] = ()
+
+    #: handshake: the origins (DNS names, or `*`) that may send: asked by OPTIONS with WebHook-Request-Origin, it grants
+    #: it to them, and answers others 403. None: such a request is one like any other
+    handshake_origins: tuple[str, ...] | None = None
+    #: handshake: requests a minute that are granted; None: any number
+    handshake_rate: int | None = None
+
+    #: method: others get 405; None: any will do
+    methods: tuple[str, ...] | None = ("POST",)
+
+    #: content-type: media types such as application/json, whatever their parameters; others get 415, and so does what
+    #: is compressed: a small body could become a huge one
+    content_types: tuple[str, ...] | None = None
 
     #: shared-secret: the values that its header may have; several while they are being changed
     shared_secrets: tuple[str, ...] | None = field(default=None, repr=False)
@@ -103,13 +141,13 @@ class Policy:
     unknown_events: Literal["refuse", "pass"] = "refuse"
 
     def __post_init__(self) -> None:
-        for name in ("allowed_networks", "shared_secrets", "signature_schemes", "schemas"):
-            # an empty list, maybe of an environment variable that is not set, must not switch a defence off
+        for name in _LISTS:
             if (value := getattr(self, name)) is not None and not value:
                 raise ConfigError(f"{name} is empty: name at least one, or None to have that defence off")
         self._check_numbers()
         self._check_choices()
         self._check_forwarding()
+        self._check_requests()
         self._check_signatures()
         if self.schemas is not None:
             compile_schemas(self.schemas)
@@ -120,7 +158,10 @@ class Policy:
         up = {
             "https": self.https_only,
             "allow-list": self.allowed_networks is not None,
+            "handshake": self.handshake_origins is not None,
+            "method": self.methods is not None,
             "shared-secret": self.shared_secrets is not None,
+            "content-type": self.content_types is not None,
             "limits": (self.max_body_bytes, self.max_header_bytes, self.max_headers) != (None, None, None),
             "rate": self.rate is not None,
             "signature": self.signature_schemes is not None,
@@ -170,6 +211,19 @@ class Policy:
         parse_networks(self.trusted_proxies, setting="trusted_proxies")
         if (self.forwarded_for_header or self.forwarded_proto_header) and not self.trusted_proxies:
             raise ConfigError("a forwarded header counts from trusted proxies only: set trusted_proxies")
+
+    def _check_requests(self) -> None:
+        if not all(origin == ANY_ORIGIN or is_origin(origin) for origin in self.handshake_origins or ()):
+            raise ConfigError("handshake_origins are DNS names, or * for any")
+        rate = self.handshake_rate
+        if rate is not None and not 1 <= rate <= MAX_RATE:
+            raise ConfigError(f"handshake_rate is a whole number of requests a minute, from 1 to {MAX_RATE}")
+        if rate is not None and self.handshake_origins is None:
+            raise ConfigError("handshake_rate needs handshake_origins to grant it to")
+        if not all(re.fullmatch(_WORD, method) for method in self.methods or ()):
+            raise ConfigError("methods are names such as POST")
+        if not all(re.fullmatch(f"{_WORD}/{_WORD}", kind) for kind in self.content_types or ()):
+            raise ConfigError("content_types are media types such as application/json, without parameters")
 
     def _check_signatures(self) -> None:
         if self.shared_secrets is not None and not (all(self.shared_secrets) and self.shared_secret_header):

@@ -22,6 +22,7 @@ from dispatcher.conformance.receiver.control import Board, Control, is_loopback,
 from dispatcher.conformance.receiver.defences import DEFENCES, Defences, Judgement, Policy
 from dispatcher.conformance.receiver.inbox import Inbox, delivery_of, name_shown
 from dispatcher.conformance.wire.exchange import Exchange
+from dispatcher.conformance.wire.name_server import NameServer
 from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import Counter, WireServer
 from dispatcher.errors import ConfigError
@@ -39,6 +40,9 @@ BACKLOG = 1_000
 GRACE = 5.0
 #: names of headers in a log line at most
 _SHOWN_HEADERS = 50
+
+#: what the report counts
+_COUNTED = ("accepted", "handshakes", "repeats", "scripted", "processed", "failed", "busy")
 
 _STATUS_LINE_BYTES = 12
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})")
@@ -63,6 +67,7 @@ class Receiver:
         control_port: int | None = None,
         answer: int = 202,
         scripts: Mapping[str, str] | None = None,
+        name_server: NameServer | None = None,
         process: Process | None = None,
         inbox: Inbox | None = None,
         max_head: int = 65_536,
@@ -71,6 +76,7 @@ class Receiver:
     ) -> None:
         """`authority` (PEM) is shown at the control port, which is there unless `control_port` is None; 0 picks a port.
 
+        `name_server` listens as long as the receiver does, for names that lead here, or first here and then elsewhere.
         `answer` is a 2xx status: to answer otherwise is what scripts are for. Raises ConfigError.
         """
         if not 200 <= answer <= 299:
@@ -84,6 +90,7 @@ class Receiver:
         self._limits = {"max_head": max_head, "max_body": max_body}
         self._control_at = None if control_port is None else (control_host, control_port)
         self._authority = authority
+        self.name_server = name_server
         self._process = process
         self._scripts: dict[str, Script] = {}
         for path, text in (scripts or {}).items():
@@ -104,6 +111,8 @@ class Receiver:
             stack.push_async_callback(self._finish, asyncio.create_task(self._work()))
             await self._server.start()
             stack.push_async_callback(self._server.close)
+            if self.name_server is not None:
+                await stack.enter_async_context(self.name_server)
             if self._control_at is not None:
                 host, port = self._control_at
                 control = Control(self._board(), host=host, port=port, token=self.control_token)
@@ -165,12 +174,13 @@ class Receiver:
             "kept": len(self.inbox),
             "dropped": self.inbox.dropped,
             "refused_on_the_wire": dict(sorted(self._refused_on_the_wire.items())),
-            **{name: self._counts[name] for name in ("accepted", "repeats", "scripted", "processed", "failed", "busy")},
+            **{name: self._counts[name] for name in _COUNTED},
             "waiting": self._queue.qsize(),
             "defences": [
                 {"name": name, "is_on": name in on, "passed": self._passed[name], "refused": self._refused[name]}
                 for name in DEFENCES
             ],
+            "name_server": self.name_server.report() if self.name_server else None,
         }
 
     # --- one request ----------------------------------------------------------------------------------------
@@ -220,6 +230,9 @@ class Receiver:
                 reason=refusal.reason,
             )
             return refusal.reply
+        if judgement.handshake is not None:
+            self._counts["handshakes"] += 1
+            return judgement.handshake
         self._counts["accepted"] += 1
         if judgement.is_repeat:
             self._counts["repeats"] += 1
@@ -302,6 +315,7 @@ class Receiver:
             script=self.script,
             issue=self.callback_url if policy.callback else None,
             authority=self._authority,
+            name=self.name_server.script if self.name_server else None,
             secrets=(*(key.secret for key in policy.keys if key.secret), *(policy.shared_secrets or ())),
         )
 

@@ -53,6 +53,10 @@ _answered = partial(asks, scenario="what answers show", into=LAST_CHECKS)
 
 #: seconds beyond the tolerance, so that a slow answer is no excuse
 _BEYOND = 60.0
+#: messages between one and its repeat
+_BETWEEN = 24
+#: headers that hold the id, signed or not
+_ID_NAMES = ("webhook-id", "X-Webhook-Delivery")
 #: duplicates that are sent at the same moment
 _AT_ONCE = 8
 
@@ -175,6 +179,28 @@ async def _verifies_raw_bytes(attacker: Attacker) -> str:
             for form, signed in signed_instead.items()
         ),
     )
+
+
+@_signed(
+    "RECV-62",
+    Level.MUST,
+    "Bytes are not verified as text: what only reads alike is another body.",
+    GITHUB_VALIDATING,
+)
+async def _verifies_no_text(attacker: Attacker) -> str:
+    text = encoded(attacker.payload(text="AT")).replace(b"AT", "\ufffd\u00e9\u00c5".encode()) + b"\n"
+    lookalikes = {
+        "in which bytes that are no UTF-8 stand for U+FFFD": text.replace(b"\xef\xbf\xbd", b"\xff"),
+        "with bytes in it that are no UTF-8": text.replace(b"\xc3\xa9", b"\xc3\xa9\xff"),
+        "with CR LF at its end instead of LF": text[:-1] + b"\r\n",
+        "with a byte order mark before it": b"\xef\xbb\xbf" + text,
+        "in another form of Unicode": text.replace(b"\xc3\xa9", b"e\xcc\x81"),
+        "with another character of the same look": text.replace(b"\xc3\x85", b"\xe2\x84\xab"),
+    }
+    cases = [
+        (f"A signed body {what}", replace(attacker.message(text), body=changed)) for what, changed in lookalikes.items()
+    ]
+    return await refused(attacker, *cases)
 
 
 @_signed("RECV-09", Level.MUST, "A signature by another secret is refused.", STANDARD)
@@ -523,6 +549,26 @@ async def _refuses_what_is_no_time(attacker: Attacker) -> str:
     return await refused(attacker, *cases)
 
 
+@_timed(
+    "RECV-64",
+    Level.MUST,
+    "A message that is too old is refused, whatever time a header says that is not signed.",
+    STANDARD,
+    only_for=MANY_SIGNATURES,
+    because="the scheme has one time, or none",
+)
+async def _believes_the_signed_time(attacker: Attacker) -> str:
+    beyond = attacker.target.tolerance + _BEYOND
+    old = attacker.message(age=beyond)
+    now = str(old.timestamp + int(beyond))
+    beside = replace(old, headers=(*old.headers, ("webhook-timestamp", now)))
+    return await refused(
+        attacker,
+        ("An old message with the time of now in X-Webhook-Timestamp", old.having(("X-Webhook-Timestamp", now))),
+        ("An old message with a second webhook-timestamp of now", beside),
+    )
+
+
 # --- repeats --------------------------------------------------------------------------------------------
 
 
@@ -635,6 +681,38 @@ async def _survives_strange_ids(attacker: Attacker) -> str:
     # all of visible ASCII and without a full stop: others cannot be signed by Standard Webhooks
     strange = ("'OR'1'='1", "';DROP/**/TABLE/**/messages;--", "%00%0d%0a", "{{7*7}}", "<b>", "a" * 3000, "${jndi:x}")
     return await orderly(attacker, *(("A message with a strange id", attacker.message(id=text)) for text in strange))
+
+
+@_repeated(
+    "RECV-61",
+    Level.SHOULD,
+    "A repeat with another id in a header that is not signed, or beside the signed one, has no second effect.",
+    STANDARD,
+    only_for=SIGNED_ID,
+    because=_NO_ID,
+)
+async def _unsigned_ids_do_nothing(attacker: Attacker) -> str:
+    message = attacker.message()
+    other = "probe_" + secrets.token_hex(12)
+    tricks = [replace(message, headers=(*message.headers, (name, other))) for name in _ID_NAMES if message.header(name)]
+    if not attacker.schemes & {"rfc9421", "rfc9421-ed25519"}:
+        tricks.append(message.having(("X-Webhook-Delivery", other)))
+    answers = [await attacker.send(message)]
+    for trick in tricks:
+        answers.append(await attacker.send(trick))
+        # a receiver may well count it under the other name
+        if await attacker.times_processed(replace(message, id=other), at_least=0):
+            return "A repeat was processed again, under an id that is not the signed one."
+    return await _has_one_effect(attacker, message, answers)
+
+
+@_repeated("RECV-63", Level.SHOULD, "A repeat is known for one after others came in between.", GITHUB_PRACTICES)
+async def _late_repeats_do_nothing(attacker: Attacker) -> str:
+    message = attacker.message()
+    answers = [await attacker.send(message)]
+    for _ in range(_BETWEEN):
+        await attacker.send(attacker.message())
+    return await _has_one_effect(attacker, message, [*answers, await attacker.send(message)])
 
 
 # --- what answers show ----------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,8 @@ from typing import Any, Self
 
 import msgspec
 
-from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
 #: seconds within which each call is answered, and within which the command ends when stdin does
@@ -25,17 +28,35 @@ END_WITHIN = 10.0
 #: bytes of one answer
 MAX_LINE_BYTES = 1 << 20
 
+#: stands in a command for the interpreter that runs the kit, and so for whatever is installed beside it
+PYTHON = "{python}"
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+
 
 class CommandSender:
     """A sender behind a command. An async context manager: the command runs within."""
 
-    def __init__(self, command: Sequence[str], *, authority: Path | None = None, cwd: Path | None = None) -> None:
-        """`authority`: a certificate in PEM that the sender may trust, if it can."""
-        self._command = tuple(command)
-        self._authority = authority
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        authority: Path | None = None,
+        neighbourhood: Neighbourhood | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """`authority`: a certificate in PEM that the sender may trust, if it can. `neighbourhood`: one that runs."""
+        self._command = tuple(sys.executable if word == PYTHON else word for word in command)
+        self._surroundings = {
+            "authority": str(authority) if authority else None,
+            "name_server": neighbourhood.names.address if neighbourhood else None,
+            "allowed_network": ADMITTED_NETWORK if neighbourhood else None,
+            "allowed_ports": list(neighbourhood.ports.values()) if neighbourhood else [],
+        }
         self._cwd = cwd
         self.name = self._command[0] if self._command else ""
         self.abilities: frozenset[str] = frozenset()
+        self.names = Names()
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._process: asyncio.subprocess.Process
@@ -54,12 +75,16 @@ class CommandSender:
             raise ConfigError(f"the command of the sender cannot be run: {exc.strerror}") from exc
         self._reading = asyncio.create_task(self._read())
         try:
-            about = await self._call("hello", authority=str(self._authority) if self._authority else None)
+            about = await self._call("hello", **self._surroundings)
             self.name = str(about.get("name", self.name))
             self.abilities = frozenset(about.get("abilities", ()))
             unknown = sorted(self.abilities - ABILITIES.keys())
             if unknown:
                 raise ConfigError(f"the sender says that it can {unknown[0]!r}, which is no ability")
+            self.names = Names(
+                id=_header(about, "id_header", self.names.id),
+                timestamp=_header(about, "timestamp_header", self.names.timestamp),
+            )
         except BaseException:
             await self._end()
             raise
@@ -80,6 +105,7 @@ class CommandSender:
             schemes=list(wish.schemes),
             schedule=list(wish.schedule),
             timeout=wish.timeout,
+            **_further(wish),
         )
         return Subscribed(id=str(made.get("id", "")), public_key=made.get("public_key"))
 
@@ -103,9 +129,12 @@ class CommandSender:
         """Sign with another secret; the old one is good for `overlap` seconds more."""
         await self._call("rotate", subscription=subscription_id, secret=secret, overlap=overlap)
 
-    async def refuses(self, url: str) -> bool:
-        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
-        return bool((await self._call("refuses", url=url)).get("refuses"))
+    async def send_strictly(self, url: str) -> bool:
+        """Have the sender, run as in production, take this URL and send a message there; whether it took it."""
+        try:
+            return bool((await self._call("send_strictly", url=url)).get("taken"))
+        except Refused:
+            return False
 
     async def _call(self, name: str, **arguments: object) -> dict[str, Any]:
         id_ = next(self._ids)
@@ -159,3 +188,18 @@ class CommandSender:
             self._process.kill()
             await self._process.wait()
         await self._reading
+
+
+def _further(wish: Wish) -> dict[str, object]:
+    """What is asked only of senders that said they can: others need not know of it."""
+    return {name: value for name, value in (("handshake", wish.handshake), ("body", wish.body)) if value}
+
+
+def _header(about: dict[str, Any], key: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+    """The one header that the sender names. Raises ConfigError."""
+    name = about.get(key)
+    if name is None:
+        return otherwise
+    if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        raise ConfigError(f"the sender's `{key}` is not the name of a header")
+    return (name,)

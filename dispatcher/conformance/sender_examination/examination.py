@@ -10,9 +10,11 @@ from fnmatch import fnmatchcase
 from dispatcher.conformance.certificates import Authority
 from dispatcher.conformance.results import Attempt, Outcome, Report, Result, Timeline
 from dispatcher.conformance.sender_examination.checks import CHECKS, Check
+from dispatcher.conformance.sender_examination.checks.judging import Unproven
+from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from dispatcher.conformance.sender_examination.scenarios import SCENARIOS, Observed, Scenario
 from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Sender
-from dispatcher.conformance.sender_examination.stage import Stage
+from dispatcher.conformance.sender_examination.stage import Stage, Unplayable
 from dispatcher.errors import ConfigError
 
 #: seconds after which a scenario is given up
@@ -33,16 +35,23 @@ async def examine(
     sender: Sender,
     authority: Authority,
     *,
+    neighbourhood: Neighbourhood | None = None,
     only: Sequence[str] = (),
     on_played: Callable[[Scenario], None] | None = None,
 ) -> Report:
-    """Examine a sender that is running. `on_played` is told of each scenario that is over. Raises ConfigError."""
+    """Examine a sender that is running. `on_played` is told of each scenario that is over.
+
+    `neighbourhood` is the one that the sender was told of; without one, what it does as in production is not looked at.
+
+    Raises:
+        ConfigError: a pattern names no requirement, or the sender broke down.
+    """
     checks = chosen(only)
     started_at, began = time.time(), time.monotonic()
     names = dict.fromkeys(check.requirement.scenario for check in checks)
-    played = dict(
-        zip(names, await asyncio.gather(*(_play(name, sender, authority, on_played) for name in names)), strict=True)
-    )
+    places = [Stage(sender, neighbourhood) for _ in names]
+    plays = [_play(name, stage, authority, on_played) for name, stage in zip(names, places, strict=True)]
+    played = dict(zip(names, await asyncio.gather(*plays), strict=True))
     return Report(
         subject=sender.name,
         kind="sender",
@@ -54,19 +63,21 @@ async def examine(
 
 
 async def _play(
-    name: str, sender: Sender, authority: Authority, on_played: Callable[[Scenario], None] | None
+    name: str, stage: Stage, authority: Authority, on_played: Callable[[Scenario], None] | None
 ) -> tuple[Observed | str, Timeline | None]:
     """What was observed, or why there is nothing."""
     scenario = SCENARIOS[name]
-    lacking = sorted(scenario.needs - sender.abilities)
+    lacking = sorted(scenario.needs - stage.sender.abilities)
     if lacking:
         return f"the sender cannot {ABILITIES.get(lacking[0], lacking[0])}", None
     began = time.monotonic()
     try:
-        async with Stage(sender) as stage, asyncio.timeout(LONGEST):
+        async with stage, asyncio.timeout(LONGEST):
             observed = await scenario.play(stage, authority)
     except Refused as exc:
         return f"the sender refused what the scenario needs: {exc}", None
+    except Unplayable as exc:
+        return str(exc), None
     except TimeoutError:
         return f"the scenario was not over after {LONGEST:g} s", None
     if on_played is not None:
@@ -77,7 +88,10 @@ async def _play(
 def _judge(check: Check, observed: Observed | str) -> Result:
     if not isinstance(observed, Observed):
         return Result(requirement=check.requirement, outcome=Outcome.SKIPPED, detail=str(observed))
-    wrong = check.judge(observed)
+    try:
+        wrong = check.judge(observed)
+    except Unproven as exc:
+        return Result(requirement=check.requirement, outcome=Outcome.SKIPPED, detail=str(exc))
     outcome = Outcome.PASSED if wrong is None else Outcome.FAILED
     return Result(requirement=check.requirement, outcome=outcome, detail=wrong or "")
 

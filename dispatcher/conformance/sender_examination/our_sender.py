@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +21,8 @@ from typing import Any, Self
 
 import httpx
 
-from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Subscribed, Wish
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
+from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
 from dispatcher.errors import ConfigError
 
 #: seconds within which it has to start, and to stop
@@ -31,16 +34,21 @@ ANSWER_WITHIN = 60.0
 #: an account's scopes that this needs
 _SCOPES = ("tasks:write", "events:write", "subscriptions:read", "subscriptions:write")
 
+#: seconds between tries of what is sent as in production: answers of name servers are kept for one
+_STRICT_SCHEDULE = (0.3, 1.2)
+
 
 class OurSender:
     """`dispatcher serve`, examined. An async context manager."""
 
     name = "webhook-dispatcher"
     abilities = frozenset(ABILITIES)
+    names = Names()
 
-    def __init__(self, *, authority: Path | None = None) -> None:
-        """`authority`: a certificate in PEM that it trusts beside no other."""
+    def __init__(self, *, authority: Path | None = None, neighbourhood: Neighbourhood | None = None) -> None:
+        """`authority`: a certificate in PEM that it trusts beside no other. `neighbourhood`: one that runs."""
         self._authority = authority
+        self._neighbourhood = neighbourhood
         self._stack = contextlib.AsyncExitStack()
         self._api: httpx.AsyncClient
         self._strict: httpx.AsyncClient
@@ -49,14 +57,16 @@ class OurSender:
         directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
         try:
             self._api = await self._serve(directory / "dev", "--dev")
-            self._strict = await self._serve(directory / "strict")
+            self._strict = await self._serve(directory / "strict", settings=_settings(self._neighbourhood))
         except BaseException:
             await self._stack.aclose()
             raise
         return self
 
-    async def _serve(self, data_dir: Path, *options: str) -> httpx.AsyncClient:
-        server = await _start(data_dir, *options, authority=self._authority)
+    async def _serve(
+        self, data_dir: Path, *options: str, settings: Mapping[str, str] | None = None
+    ) -> httpx.AsyncClient:
+        server = await _start(data_dir, *options, authority=self._authority, settings=settings or {})
         self._stack.push_async_callback(_end, server.process)
         client = httpx.AsyncClient(
             base_url=server.url,
@@ -101,23 +111,24 @@ class OurSender:
         path = f"/webhooks/subscriptions/{subscription_id}/secrets"
         await self._send(self._api, "POST", path, json.dumps(wish).encode())
 
-    async def refuses(self, url: str) -> bool:
-        """Whether the server without --dev takes this URL neither for a subscription nor for a callback.
+    async def send_strictly(self, url: str) -> bool:
+        """Have the server without --dev take this URL and send there; whether it took it.
 
-        What it takes it may dial: ask only for what leads to this machine.
+        It is asked in both ways that there are: by a subscription to an event, and by the callback of a task.
         """
-        wish = Wish(url=url, event="strict", secret="not-used-anywhere")  # noqa: S106 - nothing is sent with it
-        calls = (
+        event = f"strict.t{secrets.token_hex(8)}"
+        wish = Wish(url=url, event=event, secret="not-used-anywhere", schedule=_STRICT_SCHEDULE)  # noqa: S106 - made up
+        taken = []
+        for path, body in (
             ("/webhooks/subscriptions", _subscription(wish)),
             ("/tasks", json.dumps({"payload": 1, "callback_url": url}).encode()),
-        )
-        refused = 0
-        for path, body in calls:
-            try:
+        ):
+            with contextlib.suppress(Refused):
                 await self._send(self._strict, "POST", path, body)
-            except Refused:
-                refused += 1
-        return refused == len(calls)
+                taken.append(path)
+        if taken:
+            await self._send(self._strict, "POST", "/events", json.dumps({"type": event, "payload": 1}).encode())
+        return bool(taken)
 
     async def _send(self, api: httpx.AsyncClient, method: str, path: str, body: bytes = b"") -> Any:
         answer = await api.request(method, path, content=body)
@@ -138,10 +149,24 @@ class _Running:
     token: str = field(repr=False)
 
 
-async def _start(data_dir: Path, *options: str, authority: Path | None) -> _Running:
+def _settings(neighbourhood: Neighbourhood | None) -> dict[str, str]:
+    """What an operator sets who has a receiver next door."""
+    if neighbourhood is None:
+        return {}
+    return {
+        "DISPATCHER_NAMESERVERS": neighbourhood.names.address,
+        "DISPATCHER_ALLOW_NETWORKS": ADMITTED_NETWORK,
+        "DISPATCHER_ALLOW_PORTS": ",".join(map(str, neighbourhood.ports.values())),
+    }
+
+
+async def _start(data_dir: Path, *options: str, authority: Path | None, settings: Mapping[str, str]) -> _Running:
     log_path = data_dir.with_suffix(".log")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DISPATCHER_")}
     environment.pop("DATABASE_URL", None)
+    # The machine's own name, which would be taken else, may be none that DNS knows.
+    environment["DISPATCHER_WEBHOOK_ORIGIN"] = "dispatcher.test"
+    environment |= settings
     if authority is not None:
         environment["SSL_CERT_FILE"] = str(authority)
     command = (sys.executable, "-m", "dispatcher.cli")
@@ -202,4 +227,8 @@ def _subscription(wish: Wish) -> bytes:
         wanted["schemes"] = list(wish.schemes)
     if wish.schedule:
         wanted["retry_schedule"] = list(wish.schedule)
+    if wish.handshake:
+        wanted["verification"] = "handshake"
+    if wish.body:
+        wanted["body"] = wish.body
     return json.dumps(wanted).encode()

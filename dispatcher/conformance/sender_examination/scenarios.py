@@ -2,99 +2,55 @@
 
 What is a matter of hours in production is a matter of seconds here: the sender is given short schedules and deadlines.
 Its clock is left alone.
+
+A busy machine makes everything later and nothing earlier. So what has to come is waited for, not slept for; what is
+measured is the shortest of several; and a silence is counted in moments, which a busy machine stretches.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 
 from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED, DEAF, LOOPBACK, MIXED, OWN, REBOUND
+from dispatcher.conformance.sender_examination.scenario import PROMPT, QUICK, SCENARIOS, SILENCE, Observed, Scenario
+from dispatcher.conformance.sender_examination.scenario import deliver as _deliver
+from dispatcher.conformance.sender_examination.scenario import observed as _observed
+from dispatcher.conformance.sender_examination.scenario import scenario as _scenario
 from dispatcher.conformance.sender_examination.senders import Refused
-from dispatcher.conformance.sender_examination.stage import Seen, Stage, Subject
+from dispatcher.conformance.sender_examination.stage import PATIENT, Stage, Subject
 
-#: seconds within which what has to come comes
-PROMPT = 10.0
-#: seconds of silence after which nothing more is expected
-SILENCE = 1.5
+__all__ = ["DEADLINE", "ODD_PAYLOADS", "SCENARIOS", "SPELLINGS", "Observed", "Scenario"]
+
 #: a deadline for one request, seconds, where a scenario lets it pass
 DEADLINE = 1.0
-#: seconds between tries where they have to be quick, and where they have to fall into different seconds
-QUICK = (0.2,)
-SPACED = (1.1,)
+#: seconds between tries where they have to fall into different seconds, whatever chance takes away
+SPACED = (3.4,)
+#: the same, where the distances themselves are looked at
+RISING = (0.4, 0.9, 4.0)
+#: seconds between the first messages to endpoints that must not meet in one wave
+APART = 0.05
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Observed:
-    """What came of a scenario."""
+async def _quiet(*, most: float) -> None:
+    """Wait until the rush of the beginning is over, in which all scenarios start: distances are measured after it.
 
-    subjects: dict[str, Subject]
-    #: whatever else was found out, by name
-    facts: dict[str, object] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Subject:
-        return self.subjects[name]
-
-    @property
-    def seen(self) -> list[Seen]:
-        """The requests to all subjects."""
-        return [one for subject in self.subjects.values() for one in subject.seen]
-
-    @property
-    def messages(self) -> list[list[Seen]]:
-        """The requests of each message."""
-        return [ones for subject in self.subjects.values() for ones in subject.messages.values()]
-
-    @property
-    def gaps(self) -> list[list[float]]:
-        """Of each message the seconds between one request and the next."""
-        return [gaps for subject in self.subjects.values() for gaps in subject.gaps]
-
-    @property
-    def published(self) -> int:
-        """How many messages there should be."""
-        return sum(len(subject.published) for subject in self.subjects.values())
+    Whether it is shows by how late we are woken ourselves. A machine that never comes to rest is waited for no longer
+    than `most` seconds.
+    """
+    end = time.monotonic() + most
+    calm = 0
+    while calm < 10 and time.monotonic() < end:
+        began = time.monotonic()
+        await asyncio.sleep(_BLINK)
+        calm = calm + 1 if time.monotonic() - began < 1.5 * _BLINK else 0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenario:
-    """One situation."""
-
-    name: str
-    #: a sentence: what is done in it
-    title: str
-    #: what the sender has to be able to do
-    needs: frozenset[str]
-    play: Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-SCENARIOS: dict[str, Scenario] = {}
-
-_Play = Callable[[Stage, Authority], Awaitable[Observed]]
-
-
-def _scenario(title: str, *needs: str) -> Callable[[_Play], _Play]:
-    def register(play: _Play) -> _Play:
-        name = play.__name__.strip("_").replace("_", "-")
-        SCENARIOS[name] = Scenario(name=name, title=title, needs=frozenset(needs) | {"subscribe"}, play=play)
-        return play
-
-    return register
-
-
-def _observed(*subjects: Subject, **facts: object) -> Observed:
-    return Observed(subjects={one.name: one for one in subjects}, facts=facts)
-
-
-async def _deliver(stage: Stage, subject: Subject, *, times: int = 1, requests: int = 1, **wish: object) -> None:
-    """Subscribe, publish, and wait until so many requests of each message have come, and then for silence."""
-    await stage.subscribe(subject, **wish)  # type: ignore[arg-type]  # passed through
-    await stage.publish(subject, times=times)
-    await subject.wait(times * requests, within=PROMPT)
-    await subject.rest(SILENCE)
+#: seconds
+_BLINK = 0.05
 
 
 # --- what is sent -----------------------------------------------------------------------------------------
@@ -191,8 +147,15 @@ async def _callback(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("At each of twelve endpoints an event is refused with 500, 503 and 502, and then taken.", "schedule")
 async def _retries(stage: Stage, _authority: Authority) -> Observed:
     # One event each: a sender may well spare an endpoint at which everything fails.
-    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200") for n in range(1, 13)]
-    await asyncio.gather(*(_deliver(stage, one, requests=4, schedule=(0.4, 0.9, 1.8)) for one in subjects))
+    rest = "/a%2Fb?x=1&y=%C3%A9"
+    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200", rest=rest) for n in range(1, 13)]
+
+    async def play(turn: int, subject: Subject) -> None:
+        await asyncio.sleep(turn * APART)
+        await _deliver(stage, subject, requests=4, schedule=RISING)
+
+    await _quiet(most=PROMPT)
+    await asyncio.gather(*(play(turn, one) for turn, one in enumerate(subjects)))
     return _observed(*subjects)
 
 
@@ -225,13 +188,16 @@ async def _in_between(stage: Stage, _authority: Authority) -> Observed:
 
 @_scenario("Connections that break: before an answer, within it, or by a reset.", "schedule")
 async def _broken(stage: Stage, _authority: Authority) -> Observed:
-    return await _one_each(stage, ["close", "reset", "garbage", "http09"], then="200")
+    # Some take a while to see that what came is no answer, and may.
+    return await _one_each(stage, ["close", "reset", "garbage", "http09"], then="200", deadline=5.0)
 
 
-async def _one_each(stage: Stage, answers: list[str], *, then: str = "") -> Observed:
+async def _one_each(stage: Stage, answers: list[str], *, then: str = "", deadline: float = PATIENT) -> Observed:
     """A subject for each answer."""
     subjects = [stage.place(f"{answer}", f"{answer},{then}" if then else answer) for answer in answers]
-    await asyncio.gather(*(_deliver(stage, one, requests=2 if then else 1, schedule=QUICK) for one in subjects))
+    await asyncio.gather(
+        *(_deliver(stage, one, requests=2 if then else 1, schedule=QUICK, deadline=deadline) for one in subjects)
+    )
     return _observed(*subjects)
 
 
@@ -249,14 +215,14 @@ async def _redirects(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("Retry-After in both forms, of the past, and as garbage.", "schedule")
 async def _retry_after(stage: Stage, _authority: Authority) -> Observed:
     subjects = [
-        stage.place("seconds", "429;retry-after=2,200"),
-        stage.place("unavailable", "503;retry-after=2,200"),
-        stage.place("date", "429;retry-after-date=3,200"),
+        stage.place("seconds", "429;retry-after=3,200"),
+        stage.place("unavailable", "503;retry-after=3,200"),
+        stage.place("date", "429;retry-after-date=4,200"),
         stage.place("past", "429;retry-after-date=-3600,200"),
         stage.place("zero", "429;retry-after=0,200"),
         stage.place("garbage", "429;retry-after-raw=soon,200"),
     ]
-    await asyncio.gather(*(_deliver(stage, one, requests=2, schedule=(0.5,)) for one in subjects))
+    await asyncio.gather(*(_deliver(stage, one, requests=2, schedule=(1.0,)) for one in subjects))
     return _observed(*subjects)
 
 
@@ -270,15 +236,63 @@ async def _endless(stage: Stage, _authority: Authority) -> Observed:
     faults = {
         "hang": "", "slow-headers": "", "endless-headers": slow, "interim-flood": slow, "drip": "", "huge": slow
     }  # fmt: skip
-    subjects = [stage.place(fault, f"{fault}{settings},200") for fault, settings in faults.items()]
+    # The last two begin with a good head: some take that for a success, some try again, which is the same for ever.
+    subjects = [
+        stage.place(fault, f"{fault}{settings}" + ("" if fault in {"drip", "huge"} else ",200"))
+        for fault, settings in faults.items()
+    ]
 
     async def play(subject: Subject) -> None:
-        # The last two begin with a good head: some take that for a success, some try again.
         requests = 1 if subject.name in {"drip", "huge"} else 2
-        await _deliver(stage, subject, requests=requests, schedule=QUICK, deadline=DEADLINE)
+        await _deliver(stage, subject, times=2, requests=requests, schedule=QUICK, deadline=DEADLINE)
         await subject.over(within=PROMPT)
 
     await asyncio.gather(*(play(one) for one in subjects))
+    return _observed(*subjects)
+
+
+@_scenario("An endpoint takes two seconds to answer, which is within the deadline.", "timeout")
+async def _slow(stage: Stage, _authority: Authority) -> Observed:
+    subject = stage.place("slow", "late;after=2,200")
+    await _deliver(stage, subject, schedule=QUICK, deadline=PROMPT)
+    await subject.over(within=PROMPT)
+    await subject.rest(SILENCE)
+    return _observed(subject)
+
+
+@_scenario("An endpoint answers as a whole, and resets the connection a moment later.")
+async def _torn(stage: Stage, _authority: Authority) -> Observed:
+    subject = stage.place("torn", "torn,200")
+    await _deliver(stage, subject, schedule=QUICK)
+    return _observed(subject)
+
+
+@_scenario("One endpoint asks to be left alone for a minute; another is in good health.")
+async def _patience(stage: Stage, _authority: Authority) -> Observed:
+    busy, healthy = stage.place("busy", "429;retry-after=60,200"), stage.place("healthy")
+    await stage.subscribe(busy, schedule=QUICK)
+    await stage.subscribe(healthy)
+    await stage.publish(busy)
+    await busy.wait(1, within=PROMPT)
+    await busy.over(within=PROMPT)
+    # until the sender has understood what it was asked
+    await busy.rest(SILENCE / 2)
+    await stage.publish(healthy)
+    await healthy.wait(1, within=PROMPT)
+    return _observed(busy, healthy)
+
+
+@_scenario("Two subscriptions want events whose types begin alike, and each type is published.")
+async def _routes(stage: Stage, _authority: Authority) -> Observed:
+    short, long, deep = stage.place("short"), stage.place("long"), stage.place("deep")
+    long.event, deep.event = f"{short.event}x", f"{short.event}.x"
+    subjects = (short, long, deep)
+    for subject in subjects:
+        await stage.subscribe(subject)
+    for n, subject in enumerate(subjects):
+        await stage.publish(subject, b'{"route": %d}' % n)
+    await asyncio.gather(*(one.wait(1, within=PROMPT) for one in subjects))
+    await asyncio.gather(*(one.rest(SILENCE) for one in subjects))
     return _observed(*subjects)
 
 
@@ -296,7 +310,7 @@ async def _second_answer(stage: Stage, _authority: Authority) -> Observed:
 @_scenario("One endpoint hangs with thirty events; another is in good health.", "timeout")
 async def _neighbours(stage: Stage, _authority: Authority) -> Observed:
     hanging, healthy = stage.place("hanging", "hang"), stage.place("healthy")
-    await stage.subscribe(hanging, deadline=PROMPT)
+    await stage.subscribe(hanging, deadline=PATIENT)
     await stage.subscribe(healthy)
     await stage.publish(hanging, times=30)
     await hanging.wait(1, within=PROMPT)
@@ -330,17 +344,29 @@ async def _turned_away(stage: Stage, answer: str) -> Observed:
     await stage.publish(subject)
     await subject.wait(1, within=PROMPT)
     await subject.rest(SILENCE)
+    active = await _stays_active(stage, subject)
     before = len(subject.seen)
-    active = await stage.sender.is_active(subject.subscribed.id)
     await stage.publish(subject, times=2)
     await subject.rest(SILENCE)
     return _observed(subject, was_active=was_active, active=active, before=before)
+
+
+async def _stays_active(stage: Stage, subject: Subject) -> bool:
+    """Whether a subscription is still active after all the time that a slow sender may need to disable it."""
+    assert subject.subscribed is not None
+    end = time.monotonic() + PROMPT / 2
+    while await stage.sender.is_active(subject.subscribed.id):
+        if time.monotonic() > end:
+            return True
+        await asyncio.sleep(0.1)
+    return False
 
 
 @_scenario("An endpoint refuses with 401, three more events follow, it is mended and enabled.", "state", "enable")
 async def _enabling(stage: Stage, _authority: Authority) -> Observed:
     subject = stage.place("subject", "401")
     await _deliver(stage, subject, schedule=QUICK)
+    await _stays_active(stage, subject)
     for n in range(3):
         await stage.publish(subject, b'{"later": %d}' % n)
     await subject.rest(SILENCE)
@@ -348,7 +374,7 @@ async def _enabling(stage: Stage, _authority: Authority) -> Observed:
     subject.script = ("200",)
     assert subject.subscribed is not None
     await stage.sender.enable(subject.subscribed.id)
-    await subject.wait(before + 4, within=PROMPT)
+    await subject.until(lambda: not subject.missing(before), within=PROMPT)
     await subject.rest(SILENCE)
     active = await stage.sender.is_active(subject.subscribed.id)
     return _observed(subject, before=before, active=active)
@@ -369,7 +395,7 @@ async def _rotation(stage: Stage, _authority: Authority) -> Observed:
     assert at_once.subscribed is not None
     await stage.sender.rotate(at_once.subscribed.id, _NEW_SECRET, overlap=0.0)
     # The sender may use a moment to make the change known everywhere.
-    await asyncio.sleep(SILENCE)
+    await at_once.rest(SILENCE)
     await stage.publish(at_once)
     await at_once.wait(1, within=PROMPT)
     return _observed(both, old, at_once, new=_NEW_SECRET)
@@ -378,19 +404,26 @@ async def _rotation(stage: Stage, _authority: Authority) -> Observed:
 _NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # noqa: S105 - of the kit's own subjects
 
 
-@_scenario("TLS with certificates that are not to be trusted, and one that is.", "schedule", "authority")
+@_scenario(
+    "TLS with certificates that are not to be trusted, in versions that are none any more, and all in order.",
+    "schedule",
+    "authority",
+)
 async def _tls(stage: Stage, authority: Authority) -> Observed:
     contexts = {
         "good": authority.context(["localhost"]),
         "expired": authority.context(["localhost"], expired=True),
         "other-host": authority.context(["other.example"]),
         "self-signed": authority.context(["localhost"], self_signed=True),
+        "tls-1.0": authority.context(["localhost"], maximum=ssl.TLSVersion.TLSv1),
+        "tls-1.1": authority.context(["localhost"], maximum=ssl.TLSVersion.TLSv1_1),
     }
     subjects = [stage.place(name, origin=await stage.listen(context)) for name, context in contexts.items()]
     for subject in subjects:
         await stage.subscribe(subject, schedule=QUICK)
         await stage.publish(subject)
-    await subjects[0].wait(1, within=PROMPT)
+    # A certificate that was refused is a handshake that came to nothing: then there is no need to wait for silence.
+    await asyncio.gather(*(stage.dialled(one, within=PROMPT) for one in subjects))
     await asyncio.gather(*(one.rest(SILENCE) for one in subjects))
     return _observed(*subjects)
 
@@ -402,11 +435,66 @@ SPELLINGS = (
 )  # fmt: skip
 
 
-@_scenario("The sender runs as in production, and is given URLs that lead to its own machine.", "strict")
+@_scenario("The sender runs as in production, and is to send to URLs that lead to its own machine.", "strict")
 async def _own_machine(stage: Stage, _authority: Authority) -> Observed:
-    port = stage.origin.rpartition(":")[2]
-    urls = [f"{scheme}://{spelling}:{port}/strict" for scheme in ("http", "https") for spelling in SPELLINGS]
-    taken = [url for url in urls if not await stage.sender.refuses(url)]
-    await asyncio.sleep(SILENCE)
-    arrived = sum(request.path == "/strict" for request in stage.strays)
-    return _observed(taken=[url.partition("://")[2].rpartition(":")[0] for url in taken], arrived=arrived)
+    next_door = stage.neighbourhood
+    before = sum(map(next_door.dialled, OWN))
+    spelt = [(scheme, spelling) for scheme in next_door.ports for spelling in SPELLINGS]
+    subjects = [
+        stage.place_next_door(f"{scheme}-{number}", origin=f"{scheme}://{spelling}:{next_door.ports[scheme]}")
+        for number, (scheme, spelling) in enumerate(spelt)
+    ]
+    answers = await asyncio.gather(*(stage.sender.send_strictly(one.url) for one in subjects))
+    await asyncio.gather(*(one.rest(SILENCE) for one in subjects))
+    taken = [spelling for (_, spelling), is_taken in zip(spelt, answers, strict=True) if is_taken]
+    return _observed(*subjects, taken=taken, dialled=sum(map(next_door.dialled, OWN)) - before)
+
+
+#: names by what they are for, and what they stand for at each query
+NAMES = {
+    "admitted": (ADMITTED,),
+    "loopback": (LOOPBACK, f"::ffff:{LOOPBACK}", OWN[1]),
+    # A sender may ask when it takes the URL, when it looks at the addresses, and when it connects.
+    "rebound": (
+        *(",".join([*[ADMITTED] * good, REBOUND]) for good in (1, 2, 3)),
+        ",".join([ADMITTED, REBOUND] * 20),
+    ),
+    # Where nobody listens on the admitted address, another is tried.
+    "mixed": tuple(
+        "+".join(pair)
+        for pair in (
+            (ADMITTED, MIXED), (MIXED, ADMITTED), (DEAF, MIXED), (MIXED, DEAF), (ADMITTED, f"::ffff:{MIXED}"),
+        )
+    ),
+}  # fmt: skip
+#: seconds of silence after which nothing more is expected of names: a sender may keep an answer for a second
+_LOOKED_UP = 3.0
+
+
+@_scenario(
+    "The sender runs as in production. Names lead to an address that its operator admits, beside it, or first there.",
+    "strict",
+    "resolver",
+    "authority",
+)
+async def _names(stage: Stage, _authority: Authority) -> Observed:
+    next_door = stage.neighbourhood
+    before = {address: next_door.dialled(address) for address in (LOOPBACK, REBOUND, MIXED)}
+    subjects = [
+        stage.place_next_door(
+            f"{kind}-{scheme}-{number}",
+            # What is tried again is looked up again.
+            "503" if kind == "rebound" else "200",
+            origin=f"{scheme}://{next_door.host(kind, script)}:{port}",
+        )
+        for scheme, port in next_door.ports.items()
+        for kind, scripts in NAMES.items()
+        for number, script in enumerate(scripts, 1)
+    ]
+    answers = await asyncio.gather(*(stage.sender.send_strictly(one.url) for one in subjects))
+    taken = {one.name for one, is_taken in zip(subjects, answers, strict=True) if is_taken}
+    admitted = [one for one in subjects if one.name in taken and one.name.startswith("admitted")]
+    await asyncio.gather(*(one.wait(1, within=PROMPT) for one in admitted))
+    await asyncio.gather(*(one.rest(_LOOKED_UP) for one in subjects))
+    dialled = {address: next_door.dialled(address) - count for address, count in before.items()}
+    return _observed(*subjects, taken=taken, dialled=dialled)

@@ -21,8 +21,12 @@ ABILITIES = {
     "state": "tell whether a subscription is active",
     "enable": "enable a disabled subscription",
     "rotate": "rotate a secret with an overlap",
-    "strict": "run as in production, where loopback and private addresses are refused",
+    "strict": "send one message as it runs in production, where loopback and private addresses are refused",
+    "resolver": "ask the kit's name server, and admit a network and ports of the kit's, as it runs in production",
     "authority": "trust a certificate authority of the kit's",
+    "handshake": "ask an endpoint by the handshake of CloudEvents webhooks before it sends",
+    "body:cloudevents-binary": "send CloudEvents in binary mode",
+    "body:cloudevents-structured": "send CloudEvents in structured mode",
     "scheme:websub": "sign by WebSub",
     "scheme:github": "sign as GitHub does",
     "scheme:standard": "sign by Standard Webhooks",
@@ -32,6 +36,11 @@ ABILITIES = {
     "scheme:rfc9421": "sign by RFC 9421 with a shared secret",
     "scheme:rfc9421-ed25519": "sign by RFC 9421 with a key pair",
 }
+
+
+#: where the kit looks for the id and the time if the sender says nothing else
+ID_HEADERS = ("webhook-id", "X-Webhook-Delivery", "X-GitHub-Delivery", "ce-id", "X-Delivery-Id")
+TIME_HEADERS = ("webhook-timestamp", "X-Webhook-Timestamp")
 
 
 class Refused(Exception):
@@ -51,6 +60,20 @@ class Wish:
     schedule: Sequence[float] = ()
     #: seconds for one request
     timeout: float = 5.0
+    #: the endpoint is asked by a handshake first
+    handshake: bool = False
+    #: `cloudevents-binary` or `cloudevents-structured`; empty: what the sender does by itself
+    body: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """Headers that mean the same by different names; of each, the first that is there counts."""
+
+    #: of a message's id
+    id: tuple[str, ...] = ID_HEADERS
+    #: of the time of an attempt
+    timestamp: tuple[str, ...] = TIME_HEADERS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +91,8 @@ class Sender(Protocol):
     #: what it is, for the report: "webhook-dispatcher 0.1.0"
     name: str
     abilities: frozenset[str]
+    #: what its headers are called
+    names: Names
 
     async def __aenter__(self) -> Self: ...
 
@@ -99,6 +124,9 @@ class Sender(Protocol):
         """Sign with another secret; the old one is good for `overlap` seconds more."""
         ...
 
-    async def refuses(self, url: str) -> bool:
-        """Whether the sender, run as in production, does not take this URL, which leads to this machine."""
+    async def send_strictly(self, url: str) -> bool:
+        """Have the sender, run as in production, take this URL and send a message there; whether it took it.
+
+        The URL leads to this machine and no further.
+        """
         ...

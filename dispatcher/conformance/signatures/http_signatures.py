@@ -154,6 +154,11 @@ def read(message: Message, label: str) -> Signature:
     )
 
 
+def labels(message: Message) -> list[str]:
+    """The labels of a request's signatures, in their order. Raises Mismatch."""
+    return list(_dictionary(message, "Signature-Input"))
+
+
 def create(
     message: Message,
     *,

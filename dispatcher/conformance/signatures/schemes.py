@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -36,11 +36,11 @@ SCHEMES = (
 TIMED = frozenset({"standard", "standard-ed25519", "timestamped", "rfc9421", "rfc9421-ed25519"})
 #: what X-Hub-Signature may name
 HUB_METHODS = ("sha1", "sha256", "sha384", "sha512")
-#: what a signature by RFC 9421 covers at least
+#: what our own signatures by RFC 9421 cover
 COVERED = ("@method", "@target-uri", "content-digest", "content-type", "x-webhook-delivery")
-#: the label of a signature by RFC 9421
+#: the label of our own signatures by RFC 9421
 LABEL = "webhook"
-#: signatures of one kind in webhook-signature; each costs a computation by each key
+#: signatures of one kind in one request; each costs a computation by each key
 MAX_SIGNATURES = 16
 
 _ALGORITHMS = {"rfc9421": "hmac-sha256", "rfc9421-ed25519": "ed25519"}
@@ -79,6 +79,24 @@ class Verdict:
     timestamp: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """What a signature by RFC 9421 has to be like beside being right: the RFC leaves that to each application (1.4)."""
+
+    #: None: any label will do
+    label: str | None = LABEL
+    #: what it covers at least
+    covered: tuple[str, ...] = COVERED
+    #: it tells when it was made
+    is_dated: bool = True
+
+
+#: as this dispatcher signs
+OURS = Profile()
+#: without the digest a signature would say nothing of the body (RFC 9421, section 7.2.8); all else is up to the sender
+ANYBODYS = Profile(label=None, covered=("content-digest",), is_dated=False)
+
+
 def parse_public_key(text: str) -> bytes:
     """The 32 bytes of `whpk_…`, or of their base64 alone. Raises ConfigError."""
     try:
@@ -101,22 +119,32 @@ def verify(
     now: float,
     tolerance: float | None = 300.0,
     hub_method: str = "sha256",
+    profile: Profile = OURS,
 ) -> Verdict:
     """Whether a request is signed by one of the keys, and, where the scheme carries a time, made within the tolerance.
 
-    The tolerance is in seconds, before and after `now`; None: any time will do. It never raises for anything that came
-    over the wire; ConfigError for a scheme or method that there is not.
+    The tolerance is in seconds, before and after `now`; None: any time will do. `profile` is what is asked of a
+    signature by RFC 9421. It never raises for anything that came over the wire; ConfigError for a scheme or method
+    that there is not.
     """
     _check_settings(scheme, hub_method)
-    question = _Question(scheme=scheme, keys=keys, request=request, now=now, hub_method=hub_method)
+    question = _Question(
+        scheme=scheme, keys=keys, request=request, now=now, hub_method=hub_method, profile=profile, label=LABEL
+    )
+    labels = question.labels() if scheme in _ALGORITHMS else [LABEL]
+    verdicts = [_judge(replace(question, label=label), tolerance) for label in labels]
+    return next((one for one in verdicts if one.is_good), verdicts[0])
+
+
+def _judge(question: _Question, tolerance: float | None) -> Verdict:
     timestamp, key = question.claimed_time(), None
     try:
-        key = _MATCHERS[scheme](question)
-        if scheme in TIMED and tolerance is not None:
-            _check_age(timestamp, now, tolerance)
+        key = _MATCHERS[question.scheme](question)
+        if question.scheme in TIMED and tolerance is not None and (timestamp or question.is_dated):
+            _check_age(timestamp, question.now, tolerance)
     except Mismatch as wrong:
-        return Verdict(scheme=scheme, is_good=False, reason=str(wrong), key=key, timestamp=timestamp)
-    return Verdict(scheme=scheme, is_good=True, key=key, timestamp=timestamp)
+        return Verdict(scheme=question.scheme, is_good=False, reason=str(wrong), key=key, timestamp=timestamp)
+    return Verdict(scheme=question.scheme, is_good=True, key=key, timestamp=timestamp)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +156,23 @@ class _Question:
     request: Received
     now: float
     hub_method: str
+    profile: Profile
+    #: of the signature by RFC 9421 that is looked at
+    label: str
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether it has to tell its time."""
+        return self.scheme not in _ALGORITHMS or self.profile.is_dated
+
+    def labels(self) -> list[str]:
+        """The labels of the signatures by RFC 9421 that will do; the usual one where there is none that can be read."""
+        if self.profile.label is not None:
+            return [self.profile.label]
+        try:
+            return http_signatures.labels(self.message())[:MAX_SIGNATURES] or [LABEL]
+        except Mismatch:
+            return [LABEL]
 
     def only(self, name: str) -> str:
         """The value of a header that has to come exactly once."""
@@ -173,7 +218,7 @@ class _Question:
         """The time that the request claims, wherever the scheme has it; None if it cannot be read."""
         try:
             if self.scheme in _ALGORITHMS:
-                return http_signatures.read(self.message(), LABEL).created
+                return http_signatures.read(self.message(), self.label).created
             return self.seconds("webhook-timestamp" if self.scheme in _VERSIONS else "X-Webhook-Timestamp")
         except Mismatch:
             return None
@@ -246,11 +291,11 @@ def _match_standard(question: _Question) -> int:
 
 def _match_message_signature(question: _Question) -> int:
     message = question.message()
-    signature = http_signatures.read(message, LABEL)
-    missing = [name for name in COVERED if name not in signature.covered]
+    signature = http_signatures.read(message, question.label)
+    missing = [name for name in question.profile.covered if name not in signature.covered]
     if missing:
         raise Mismatch(f"the signature does not cover {', '.join(missing)}")
-    if signature.created is None:
+    if signature.created is None and question.is_dated:
         raise Mismatch("the signature does not say when it was created")
     if signature.algorithm not in {None, _ALGORITHMS[question.scheme]}:
         raise Mismatch(f"alg is not {_ALGORITHMS[question.scheme]}")

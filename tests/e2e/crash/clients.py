@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import httpx
 
 from tests.e2e.crash.orders import Happening, Order, Submission
+from tests.support.patience import PATIENCE
 
 #: seconds before a request is tried again
 PAUSE = 0.02
@@ -58,7 +59,7 @@ class Clients:
         for _thread in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE)
 
     def submit(self, submissions: list[Submission]) -> None:
         """Give them more to do."""
@@ -78,12 +79,12 @@ class Clients:
         with self._changed:
             self._server = None
 
-    def wait_until_answered(self, *, within: float) -> None:
+    def wait_until_answered(self) -> None:
         """Wait until every submission was answered 202."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self._open == 0 or self.faults, within)
+            done = self._changed.wait_for(lambda: self._open == 0 or self.faults, PATIENCE)
         assert not self.faults, self.faults[:5]
-        assert done, f"{self._open} requests were not answered within {within} s"
+        assert done, f"{self._open} requests were not answered within {PATIENCE} s"
 
     def _work(self) -> None:
         with httpx.Client(timeout=20, trust_env=False) as http:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dispatcher.conformance.results import Source
-from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, check, first, tries
+from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, Unproven, check, first, tries
+from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED, LOOPBACK, MIXED, REBOUND
 from dispatcher.conformance.sender_examination.scenarios import DEADLINE, Observed
 from dispatcher.conformance.sender_examination.stage import Subject
-from dispatcher.conformance.sources import CONTRACT, HTTP11, OWASP_SSRF, STANDARD, TLS
+from dispatcher.conformance.sources import CONTRACT, HTTP11, OLD_TLS, OWASP_SSRF, STANDARD, TLS
 
 #: seconds that a sender may need to notice that its time is up
 _GRACE = 1.5
@@ -17,12 +18,14 @@ _MOST_TAKEN = 24 * 1_048_576
 def _ended(subject: Subject) -> str | None:
     if not subject.seen:
         return "no request came"
-    lasted = subject.seen[0].lasted
-    if lasted is None:
-        return "the exchange was not over after ten seconds"
+    # the best of several messages: a busy machine lengthens some, and shortens none
+    ended = [one for one in subject.seen if one.answer != "200" and one.lasted is not None]
+    if not ended:
+        return "no exchange was over after ten seconds"
+    lasted = min(one.lasted for one in ended if one.lasted is not None)
     if lasted > DEADLINE + _GRACE:
         return f"it lasted {lasted:.1f} s, with a deadline of {DEADLINE:g} s"
-    taken = subject.seen[0].taken
+    taken = min(one.taken for one in ended)
     return f"{taken / 1_048_576:.0f} MiB of the answer were taken" if taken > _MOST_TAKEN else None
 
 
@@ -58,6 +61,22 @@ def _(seen: Observed) -> str | None:
     if len(seen["healthy"].seen) < len(seen["healthy"].published):
         return "not every message came"
     return None if max(delays) < 5.0 else f"a message of the other took {max(delays):.1f} s"
+
+
+@check(
+    "LIMIT-11",
+    MUST,
+    "endless",
+    STANDARD,
+    "What never answers as a whole is not sent more often than the schedule says.",
+)
+def _(seen: Observed) -> str | None:
+    most = 2
+    for name in ("drip", "huge"):
+        many = [len(ones) for ones in seen[name].messages.values() if len(ones) > most]
+        if many:
+            return f"{name}: a message came {many[0]} times; the schedule has {most}"
+    return None
 
 
 @check(
@@ -104,8 +123,7 @@ def _(seen: Observed) -> str | None:
 @check("HEALTH-05", SHOULD, "enabling", CONTRACT, "What was published while it was disabled comes after it is enabled.")
 def _(seen: Observed) -> str | None:
     subject = seen["subject"]
-    bodies = [one.request.body for one in subject.seen[int(str(seen.facts["before"])) :]]
-    missing = [payload for payload in subject.published if not any(payload in body for body in bodies)]
+    missing = subject.missing(int(str(seen.facts["before"])))
     return f"{len(missing)} of {len(subject.published)} payloads did not come" if missing else None
 
 
@@ -134,9 +152,16 @@ def _(seen: Observed) -> str | None:
     return None if seen["good"].seen else "no request came"
 
 
+@check("TLS-05", MUST, "tls", OLD_TLS, "An endpoint that speaks nothing newer than TLS 1.1 is refused.")
+def _(seen: Observed) -> str | None:
+    return first(f"a request came by TLS {version}" for version in ("1.0", "1.1") if seen[f"tls-{version}"].seen)
+
+
 @check("EGRESS-01", MUST, "own-machine", OWASP_SSRF, "As in production, nothing is sent to the sender's own machine.")
 def _(seen: Observed) -> str | None:
-    return f"{seen.facts['arrived']} requests came" if seen.facts["arrived"] else None
+    if seen.seen:
+        return f"{len(seen.seen)} requests came"
+    return f"{seen.facts['dialled']} connections came" if seen.facts["dialled"] else None
 
 
 @check(
@@ -150,3 +175,70 @@ def _(seen: Observed) -> str | None:
     taken = seen.facts["taken"]
     assert isinstance(taken, list)
     return f"taken: {', '.join(sorted(set(taken)))}" if taken else None
+
+
+def _not_delivered(seen: Observed) -> str | None:
+    """Why it cannot be told that names are asked for and messages are sent."""
+    taken = seen.facts["taken"]
+    assert isinstance(taken, set)
+    if "admitted-https-1" not in taken:
+        return "the URL was not taken"
+    missing = [one for one in _of_kind(seen, "admitted") if one.name in taken and not one.seen]
+    return f"{missing[0].name}: no request came" if missing else None
+
+
+def _of_kind(seen: Observed, kind: str) -> list[Subject]:
+    return [subject for name, subject in seen.subjects.items() if name.startswith(f"{kind}-")]
+
+
+def _gone_astray(seen: Observed, kind: str, address: str) -> str | None:
+    """What came to an address that nobody admits, by names of one kind."""
+    found = ((one.name, sorted({request.at for request in one.seen} - {ADMITTED})) for one in _of_kind(seen, kind))
+    text = first(f"{name}: a request came to {', '.join(places)}" for name, places in found if places)
+    dialled = seen.facts["dialled"]
+    assert isinstance(dialled, dict)
+    return text or (f"{dialled[address]} connections came to {address}" if dialled[address] else None)
+
+
+def _unless_unproven(seen: Observed, wrong: str | None) -> str | None:
+    """What was wrong. That nothing was means something only if the sender does send as in production."""
+    unproven = _not_delivered(seen)
+    if wrong is None and unproven:
+        raise Unproven(f"it shows nothing while EGRESS-03 fails: {unproven}")
+    return wrong
+
+
+@check(
+    "EGRESS-03", SHOULD, "names", OWASP_SSRF, "A name that leads to an address which the operator admits is sent to."
+)
+def _(seen: Observed) -> str | None:
+    return _not_delivered(seen)
+
+
+@check(
+    "EGRESS-04", MUST, "names", OWASP_SSRF, "A name that leads to loopback is not connected to, though it was taken."
+)
+def _(seen: Observed) -> str | None:
+    return _unless_unproven(seen, _gone_astray(seen, "loopback", LOOPBACK))
+
+
+@check(
+    "EGRESS-05",
+    MUST,
+    "names",
+    OWASP_SSRF,
+    "A name that leads elsewhere once it was looked at is not followed there (DNS rebinding).",
+)
+def _(seen: Observed) -> str | None:
+    return _unless_unproven(seen, _gone_astray(seen, "rebound", REBOUND))
+
+
+@check("EGRESS-06", MUST, "names", OWASP_SSRF, "Of a name's addresses none is connected to that is refused by itself.")
+def _(seen: Observed) -> str | None:
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED))
+
+
+@check("EGRESS-07", SHOULD, "names", OWASP_SSRF, "A name with one address that is refused is sent nothing at all.")
+def _(seen: Observed) -> str | None:
+    sent = first(f"{one.name}: a request came to {one.seen[0].at}" for one in _of_kind(seen, "mixed") if one.seen)
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED) or sent)

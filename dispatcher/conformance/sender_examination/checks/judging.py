@@ -1,6 +1,6 @@
 """What a check is: a numbered requirement on a sender, and a function that judges what one scenario observed.
 
-A judge answers what was wrong; None if nothing was.
+A judge answers what was wrong; None if nothing was. Where what was seen shows neither, it raises Unproven.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from dispatcher.conformance.sender_examination.stage import Seen, Subject
 MUST, SHOULD, MAY = Level.MUST, Level.SHOULD, Level.MAY
 
 Judge = Callable[[Observed], str | None]
+
+
+class Unproven(Exception):
+    """That nothing was seen says nothing, since what had to be seen was not there either; the text says what."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

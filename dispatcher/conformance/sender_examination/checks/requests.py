@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from dispatcher.conformance.sender_examination.checks.judging import (
@@ -14,7 +15,7 @@ from dispatcher.conformance.sender_examination.checks.judging import (
     signature_fault,
 )
 from dispatcher.conformance.sender_examination.scenarios import Observed
-from dispatcher.conformance.sender_examination.stage import ID_HEADERS, TIME_HEADERS, Seen
+from dispatcher.conformance.sender_examination.stage import Seen
 from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, JSON, OWASP_SSRF, STANDARD, WEBSUB
 from dispatcher.conformance.wire.requests import Received
 
@@ -90,7 +91,8 @@ def _(seen: Observed) -> str | None:
 
 @check("HTTP-09", MUST, "plain", HTTP, "Headers that stand for one value are there once.")
 def _(seen: Observed) -> str | None:
-    single = ("Content-Type", "Content-Length", "Host", "User-Agent", *ID_HEADERS, *TIME_HEADERS)
+    names = seen["plain"].names
+    single = ("Content-Type", "Content-Length", "Host", "User-Agent", *names.id, *names.timestamp)
 
     def wrong(one: Seen) -> str | None:
         twice = [name for name in single if len(one.request.values(name)) > 1]
@@ -130,6 +132,41 @@ def _(seen: Observed) -> str | None:
     )
 
 
+@check(
+    "HTTP-14",
+    MUST,
+    "plain",
+    HTTP11,
+    "A request is well-formed: one framing, lines that end in CR LF, no value over several lines.",
+)
+def _(seen: Observed) -> str | None:
+    return _refused(seen) or (None if seen["plain"].seen else "no request came")
+
+
+@check("HTTP-15", MUST, "retries", WEBSUB, "Each attempt of a message has the same method, target and Content-Type.")
+def _(seen: Observed) -> str | None:
+    for subject in seen.subjects.values():
+        for what, values in (
+            ("method", {one.request.method for one in subject.seen}),
+            ("target", {one.request.target for one in subject.seen}),
+            ("Content-Type", {tuple(one.request.values("Content-Type")) for one in subject.seen}),
+        ):
+            if len(values) > 1:
+                return f"the {what} of a message changed between attempts"
+    return None
+
+
+@check("ROUTE-01", MUST, "routes", STANDARD, "A subscription gets events of its own type, and no others.")
+def _(seen: Observed) -> str | None:
+    for name, subject in seen.subjects.items():
+        strangers = [one for one in subject.seen if not any(own in one.request.body for own in subject.published)]
+        if strangers:
+            return f"{name}: {len(strangers)} requests came of another type, which only begins alike"
+        if not subject.seen:
+            return f"{name}: nothing of its own type came"
+    return None
+
+
 @check("BODY-01", MUST, "plain", JSON, "A body that is called JSON is JSON in UTF-8.")
 def _(seen: Observed) -> str | None:
     return each(seen["plain"], lambda one: _is_no_json(one.request))
@@ -167,7 +204,7 @@ def _(seen: Observed) -> str | None:
 
 @check("ID-01", MUST, "plain", STANDARD, "Each message has an id.")
 def _(seen: Observed) -> str | None:
-    return each(seen["plain"], lambda one: None if one.id else f"none of {', '.join(ID_HEADERS)} is there")
+    return each(seen["plain"], lambda one: None if one.id else f"none of {', '.join(one.names.id)} is there")
 
 
 @check("ID-02", MUST, "retries", STANDARD, "The id stays the same over all attempts of a message.")
@@ -192,6 +229,19 @@ def _(seen: Observed) -> str | None:
     return each(seen["plain"], wrong)
 
 
+@check(
+    "ID-06", SHOULD, "enabling", STANDARD, "What is sent once a subscription is enabled again has the id that it had."
+)
+def _(seen: Observed) -> str | None:
+    subject = seen["subject"]
+    payload = subject.published[0]
+    earlier = {one.id for one in subject.seen[: int(str(seen.facts["before"]))] if payload in one.request.body}
+    later = {one.id for one in subject.seen[int(str(seen.facts["before"])) :] if payload in one.request.body}
+    if not later:
+        return "what was refused did not come again"
+    return None if later <= earlier else "the message came under another id"
+
+
 @check("ID-05", MAY, "retries", CONTRACT, "Attempts are numbered 1, 2, 3 in X-Webhook-Attempt.")
 def _(seen: Observed) -> str | None:
     for ones in seen.messages:
@@ -201,24 +251,41 @@ def _(seen: Observed) -> str | None:
     return None
 
 
+#: seconds by which a timestamp may be off, since a busy machine takes its time between signing and sending
+_LATE = 15.0
+#: seconds between attempts that cannot be of the same second, however late the second one was on its way
+_SECONDS_APART = 2.5
+
+
 @check("TIME-01", MUST, "signed-by-standard", STANDARD, "The timestamp is in whole Unix seconds, and of now.")
 def _(seen: Observed) -> str | None:
     def wrong(one: Seen) -> str | None:
         if not (one.timestamp or "").isdigit():
             return "there is none, or it is no whole number"
         off = abs(int(one.timestamp or 0) - one.request.at)
-        return None if off <= 5 else f"it is {off:.0f} s off"
+        return None if off <= _LATE else f"it is {off:.0f} s off"
 
     return each(seen["signed"], wrong)
 
 
 @check("TIME-02", MUST, "signed-by-standard", STANDARD, "Each attempt has a timestamp of its own.")
 def _(seen: Observed) -> str | None:
-    for ones in seen["signed"].messages.values():
-        stamps = [one.timestamp for one in ones]
-        if len(ones) > 1 and len(set(stamps)) == 1:
-            return f"{len(ones)} attempts more than a second apart have the same"
+    return _repeats_time(list(seen["signed"].messages.values()))
+
+
+def _repeats_time(messages: list[list[Seen]]) -> str | None:
+    """What is wrong if attempts that are seconds apart, and say when they were made, say the same."""
+    for ones in messages:
+        for before, after in itertools.combinations(ones, 2):
+            apart = after.request.clock - before.request.clock
+            if before.timestamp and before.timestamp == after.timestamp and apart > _SECONDS_APART:
+                return f"two attempts {apart:.1f} s apart have the same"
     return None
+
+
+@check("TIME-04", SHOULD, "retries", STANDARD, "Where attempts say when they were made, each says its own time.")
+def _(seen: Observed) -> str | None:
+    return _repeats_time(seen.messages)
 
 
 @check("TIME-03", MUST, "signed-by-standard", STANDARD, "The timestamp is part of what is signed.")

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import base64
 import hmac
+from dataclasses import replace
 
 from dispatcher.conformance.results import Source
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, check, each, signature_fault
 from dispatcher.conformance.sender_examination.scenarios import Observed
 from dispatcher.conformance.sender_examination.stage import Seen, Subject
 from dispatcher.conformance.signatures.http_signatures import Message, Mismatch, check_content_digest
-from dispatcher.conformance.sources import CONTRACT, DIGEST, GITHUB, MESSAGE_SIGNATURES, SERVICESTACK, STANDARD, WEBSUB
+from dispatcher.conformance.signatures.schemes import ANYBODYS
+from dispatcher.conformance.sources import (
+    CONTRACT,
+    DIGEST,
+    GITHUB,
+    MESSAGE_SIGNATURES,
+    SERVICESTACK,
+    STANDARD,
+    WEBSUB,
+    rfc,
+)
 
 _SCHEMES = (
     ("websub", WEBSUB, "X-Hub-Signature is the HMAC of the body that it says"),
@@ -19,8 +30,8 @@ _SCHEMES = (
     ("standard-ed25519", STANDARD, "webhook-signature is the Ed25519 signature of id, timestamp and body"),
     ("timestamped", CONTRACT, "X-Webhook-Signature is the HMAC-SHA256 of the body"),
     ("servicestack", SERVICESTACK, "X-Hub-Signature is the HMAC-SHA256 of the body, by the secret's text, called sha1"),
-    ("rfc9421", MESSAGE_SIGNATURES, "Signature is that of RFC 9421 by HMAC-SHA256, over the digest of the body"),
-    ("rfc9421-ed25519", MESSAGE_SIGNATURES, "Signature is that of RFC 9421 by Ed25519, over the digest of the body"),
+    ("rfc9421", MESSAGE_SIGNATURES, "a signature is that of RFC 9421 by HMAC-SHA256, over the digest of the body"),
+    ("rfc9421-ed25519", MESSAGE_SIGNATURES, "a signature is that of RFC 9421 by Ed25519, over the digest of the body"),
 )
 
 
@@ -105,6 +116,50 @@ def _(seen: Observed) -> str | None:
         seen["signed"],
         lambda one: None if ";created=" in (one.request.header("Signature-Input") or "") else "it has no `created`",
     )
+
+
+#: of a request's method and target URI; without both, a signature is good for another request with the same body
+_TARGETS = (
+    ("@method", "@target-uri"),
+    ("@method", "@authority", "@request-target"),
+    ("@method", "@authority", "@path", "@query"),
+    # the stage's URLs for these scenarios have no query
+    ("@method", "@authority", "@path"),
+)
+
+
+def _of_coverage(number: int, scheme: str) -> None:
+    @check(
+        f"SIGN-{number}",
+        SHOULD,
+        f"signed-by-{scheme}",
+        rfc(9421, "7.2.1"),
+        f"By {scheme}, method and target URI are covered, too: what was signed for one place is not good for another.",
+    )
+    def _(seen: Observed) -> str | None:
+        return each(seen["signed"], lambda one: _is_movable(seen["signed"], scheme, one))
+
+
+def _is_movable(subject: Subject, scheme: str, one: Seen) -> str | None:
+    profiles = [replace(ANYBODYS, covered=(*ANYBODYS.covered, *names)) for names in _TARGETS]
+    verdicts = [subject.verify(scheme, one.request, profile=profile) for profile in profiles]
+    return None if any(verdict.is_good for verdict in verdicts) else verdicts[0].reason
+
+
+@check(
+    "SIGN-29", SHOULD, "signed-by-rfc9421", rfc(9421, "7.2.2"), "A retry is signed anew: `created` is of the attempt."
+)
+def _(seen: Observed) -> str | None:
+    for ones in seen["signed"].messages.values():
+        # they are more than a second apart
+        times = [seen["signed"].verify("rfc9421", one.request).timestamp for one in ones]
+        if len(times) > 1 and times[0] is not None and len(set(times)) == 1:
+            return f"{len(times)} attempts were created at the same time"
+    return None
+
+
+_of_coverage(27, "rfc9421")
+_of_coverage(28, "rfc9421-ed25519")
 
 
 @check("SIGN-26", MUST, "callback", CONTRACT, "A callback is signed with the task's own secret.")
