@@ -13,6 +13,7 @@ reachable (AS112, AMT, PCP) we refuse it all the same: no webhook lives there.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -133,6 +134,7 @@ _LOCALHOST = IPv4Address("127.0.0.1")
 _NEVER = frozenset({Verdict.UNSPECIFIED, Verdict.MULTICAST, Verdict.METADATA, Verdict.TRANSITION})
 
 
+@functools.lru_cache(maxsize=4_096)
 def classify(address: Address) -> Verdict:
     """What kind of address this is.
 

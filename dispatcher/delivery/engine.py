@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -32,6 +32,8 @@ from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 #: seconds after which a request that got no answer yet stops counting against the send slots
 PATIENCE = 0.5
@@ -283,9 +285,7 @@ class Engine:
 
     async def _account(self, delivery: LeasedDelivery) -> Account:
         try:
-            async for attempt in self._until_available():
-                with attempt:
-                    account = await self._accounts.get(delivery.account)
+            account = await self._until_available(lambda: self._accounts.get(delivery.account))
         except KeyringError as exc:
             log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
             raise _NotNowError(delay=UNREADABLE_DELAY) from exc
@@ -295,10 +295,7 @@ class Engine:
         """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""
         if time.monotonic() - delivery.seen_at <= MAX_UNSEEN:
             return True
-        async for attempt in self._until_available():
-            with attempt:
-                current = await self._store.is_current(delivery.endpoint)
-        return current
+        return await self._until_available(lambda: self._store.is_current(delivery.endpoint))
 
     def _lose_patience(self, turn: Turn) -> None:
         self._lanes.free_slot(turn)
@@ -306,13 +303,11 @@ class Engine:
 
     async def _settle(self, report: Report) -> Settled | None:
         """Record the attempt, however long the database is away. None when the lease was lost meanwhile."""
-        async for attempt in self._until_available():
-            with attempt:
-                try:
-                    return await self._store.settle(report)
-                except LeaseLost:
-                    log.warning("lease_lost", delivery=report.delivery_id, attempt=report.attempt)
-        return None
+        try:
+            return await self._until_available(lambda: self._store.settle(report))
+        except LeaseLost:
+            log.warning("lease_lost", delivery=report.delivery_id, attempt=report.attempt)
+            return None
 
     def _learn(self, lane: Lane, report: Report) -> None:
         now = _now()
@@ -392,11 +387,8 @@ class Engine:
 
     async def _give_one_back(self, delivery: LeasedDelivery, delay: float) -> None:
         try:
-            async for attempt in self._until_available():
-                with attempt:
-                    released = await self._store.release(
-                        Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay)
-                    )
+            release = Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay)
+            released = await self._until_available(lambda: self._store.release(release))
             if released is not None:
                 self._agenda.note(released.lane, _now() + released.delay)
         except Exception:
@@ -455,11 +447,20 @@ class Engine:
     def _has_lease_for_a_send(self) -> bool:
         return self._session_until - _now() >= self._settings.longest_send + LEASE_MARGIN
 
-    def _until_available(self) -> AsyncRetrying:
-        return AsyncRetrying(
+    async def _until_available(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do this, however long the database is away."""
+        try:
+            # Nearly always this is all; the retrying around it costs more than the work itself.
+            return await work()
+        except StoreUnavailable:
+            pass
+        async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_random_exponential(multiplier=0.1, max=5),
-        )
+        ):
+            with attempt:
+                found = await work()
+        return found
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -7,6 +7,7 @@ it comes as it was, cut short, or escaped for JSON, HTML or a URL.
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import re
 from collections.abc import Iterable, Iterator
@@ -43,25 +44,43 @@ class Scrubber:
     def __init__(self, headers: Headers, *, path: str, secrets: Iterable[Secret]) -> None:
         needles = {needle for needle in _needles(headers, path, secrets) if len(needle) >= MIN_PART}
         self._blind = len(needles) > MAX_NEEDLES
-        if self._blind:
-            needles = set()
-        starts = {needle[:TELLING_START] for needle in needles if len(needle) > TELLING_START}
-        # The longest first: a part of a needle must not be taken out of its middle.
-        whole = [re.escape(needle) for needle in sorted(needles, key=len, reverse=True)]
-        begun = [re.escape(start) + _TOKEN_REST for start in sorted(starts)]
-        self._pattern = re.compile("|".join([*whole, *begun]), re.IGNORECASE) if whole else None
-        self._plain = {_unescaped(needle) for needle in needles | starts}
+        self._needles = set() if self._blind else needles
+        self._starts = {needle[:TELLING_START] for needle in self._needles if len(needle) > TELLING_START}
+        self._folded = {needle.casefold() for needle in self._needles | self._starts}
 
     def text(self, text: str) -> str:
         """The text without them; nothing of it, if one is in there that only shows when escapes are undone."""
         if self._blind:
             return REDACTED
+        if self._is_clean(text):
+            return text
         scrubbed = self._pattern.sub(REDACTED, text) if self._pattern else text
         if _ESCAPING.search(scrubbed):
             plain = _unescaped(scrubbed)
             if any(needle in plain for needle in self._plain):
                 return REDACTED
         return scrubbed
+
+    def _is_clean(self, text: str) -> bool:
+        """Whether it can be seen without more ado that there is nothing to take out: of most answers it can.
+
+        To compile the pattern takes longer than all else that is done for an attempt.
+        """
+        if not text.isascii() or _ESCAPING.search(text):
+            return False
+        folded = text.casefold()
+        return not any(needle in folded for needle in self._folded)
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        # The longest first: a part of a needle must not be taken out of its middle.
+        whole = [re.escape(needle) for needle in sorted(self._needles, key=len, reverse=True)]
+        begun = [re.escape(start) + _TOKEN_REST for start in sorted(self._starts)]
+        return re.compile("|".join([*whole, *begun]), re.IGNORECASE) if whole else None
+
+    @functools.cached_property
+    def _plain(self) -> set[str]:
+        return {_unescaped(needle) for needle in self._needles | self._starts}
 
     def answer(self, headers: Headers, body: bytes) -> tuple[Headers, str | None]:
         """What is kept of an answer: its headers and its body."""
