@@ -251,7 +251,7 @@ async def _receive(policy: Policy, options: Mapping[str, Any], *, as_json: bool)
                     print("token", running.control_token, flush=True)  # noqa: T201 - for whoever started it
                 if names:
                     print("name server on", names, flush=True)  # noqa: T201 - as above
-                print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201
+                print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201 - as above
             await ended.wait()
     finally:
         for number in _SIGNALS:

@@ -35,9 +35,9 @@ def nursery() -> Iterator[Nursery]:
 
 async def _be(name: str) -> None:
     # Those who only start senders need none of this.
-    from examples.other_sender.sender import serve  # noqa: PLC0415
-    from tests.conformance.good_senders import GOOD  # noqa: PLC0415
-    from tests.conformance.mutants import MUTANTS  # noqa: PLC0415
+    from examples.other_sender.sender import serve  # noqa: PLC0415 - as said
+    from tests.conformance.good_senders import GOOD  # noqa: PLC0415 - as said
+    from tests.conformance.mutants import MUTANTS  # noqa: PLC0415 - as said
 
     kind, _, name = name.partition(":")
     await serve(GOOD[name].make() if kind == "good" else MUTANTS[name].make())
