@@ -947,7 +947,7 @@ def test_the_example_of_names(tmp_path: Path) -> None:
 
 
 async def test_the_python_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, code = documented("python")
+    code = documented("python")[-1]
     names: dict[str, Any] = {}
     exec(code, names)
 
