@@ -83,7 +83,7 @@ class CallbackIssuer:
         if not id or not res_id or res_id in {".", ".."}:
             raise ConfigError("a callback needs an id and a res_id")
         if not (math.isfinite(ttl) and ttl > 0):
-            raise ConfigError("the life of a callback is a number of seconds above 0")
+            raise ConfigError("ttl, the life of a callback, is a number of seconds above 0")
         # rounded up: a life below a second would be over at once
         end = math.ceil((time.time() if now is None else now) + ttl)
         claims = {"_id": id, "path": place, "res_id": res_id, "exp": end}

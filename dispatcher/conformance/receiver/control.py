@@ -135,7 +135,7 @@ class Control:
 
     async def _list(self, request: Request) -> Response:
         query = request.query_params
-        criteria = _criteria_of_query(query)
+        criteria = _criteria_of_query(query, "cursor", "limit")
         after = _number(query, "cursor", default=0, least=0, most=10**15)
         limit = _number(query, "limit", default=PAGE, least=1, most=LARGEST_PAGE)
         found, cursor = self._board.inbox.page(criteria, after=after, limit=limit)
@@ -210,7 +210,9 @@ class Control:
     async def _issue(self, request: Request) -> Response:
         body = await _object(request, {"id", "path", "res_id", "ttl"})
         if self._board.issue is None:
-            raise HTTPException(409, "There is no secret for callback URLs: start the receiver with --callback-secret")
+            raise HTTPException(
+                409, "There is no secret for callback URLs: start the receiver with --callback-secret-file"
+            )
         ttl = body.pop("ttl", 3600)
         if not _is_number(ttl) or any(not isinstance(value, str) for value in body.values()):
             raise HTTPException(422, "ttl is a number of seconds; id, path and res_id are texts")
@@ -323,7 +325,11 @@ async def _slowly(lines: Iterator[str]) -> AsyncIterator[str]:
 # --- reading requests -----------------------------------------------------------------------------------------
 
 
-def _criteria_of_query(query: QueryParams) -> Criteria:
+def _criteria_of_query(query: QueryParams, *others: str) -> Criteria:
+    names = ("path", "event", "delivery", "text", "is_accepted", *others)
+    # One that is misspelt would let everything through.
+    if not set(query) <= set(names):
+        raise HTTPException(422, f"The query has any of {', '.join(names)}")
     return Criteria(
         path=query.get("path"),
         event=query.get("event"),

@@ -161,7 +161,7 @@ class Receiver:
         """A URL that carries the permission to send one result here, for `ttl` seconds. Raises ConfigError."""
         issuer = self.defences.policy.callback
         if issuer is None:
-            raise ConfigError("callback URLs need a secret to sign them with")
+            raise ConfigError("callback URLs need a secret to sign them with: a policy that has a `callback`")
         return issuer.url(
             self.url, id=id or secrets.token_hex(8), path=path, res_id=res_id or secrets.token_hex(8), ttl=ttl
         )

@@ -112,9 +112,11 @@ class Target:
             json.dumps(self.payload, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise ConfigError("The target's payload cannot be written as JSON.") from None
-        amounts = (self.deadline, self.prompt, self.tolerance, self.too_large)
-        if not (all(0 < amount < math.inf for amount in amounts) and 0 <= self.patience < math.inf):
-            raise ConfigError("The target's deadlines, tolerance and sizes are numbers greater than zero.")
+        for name in ("deadline", "prompt", "tolerance", "too_large"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"The target's {name} is a number greater than zero.")
+        if not 0 <= self.patience < math.inf:
+            raise ConfigError("The target's patience is a number of seconds, or 0.")
 
     @property
     def origin(self) -> str:

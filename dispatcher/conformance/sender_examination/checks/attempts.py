@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, all_of, check, first, tries
-from dispatcher.conformance.sender_examination.scenarios import RISING, Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.attempts import RISING
 from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, OWASP_SSRF, STANDARD
 

@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, all_of, check, each, first
-from dispatcher.conformance.sender_examination.cloudevents_scenarios import DENIALS, GRANTED_RATE, GRANTS
 from dispatcher.conformance.sender_examination.handshakes import ORIGIN
 from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.cloudevents import DENIALS, GRANTED_RATE, GRANTS
 from dispatcher.conformance.sender_examination.stage import STRUCTURED, Seen, Subject
 from dispatcher.conformance.sources import CLOUDEVENTS, CLOUDEVENTS_CORE, CLOUDEVENTS_HTTP, CLOUDEVENTS_JSON
 from dispatcher.conformance.wire.requests import Received

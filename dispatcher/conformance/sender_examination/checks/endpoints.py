@@ -5,7 +5,8 @@ from __future__ import annotations
 from dispatcher.conformance.results import Source
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, Unproven, check, first, tries
 from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED, LOOPBACK, MIXED, REBOUND
-from dispatcher.conformance.sender_examination.scenarios import DEADLINE, Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.endpoints import DEADLINE
 from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP11, OLD_TLS, OWASP_SSRF, STANDARD, TLS
 

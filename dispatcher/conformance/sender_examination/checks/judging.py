@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dispatcher.conformance.results import Level, Requirement, Source
-from dispatcher.conformance.sender_examination.scenarios import Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
 from dispatcher.conformance.sender_examination.stage import Seen, Subject
 
 MUST, SHOULD, MAY = Level.MUST, Level.SHOULD, Level.MAY

@@ -14,7 +14,7 @@ from dispatcher.conformance.sender_examination.checks.judging import (
     first,
     signature_fault,
 )
-from dispatcher.conformance.sender_examination.scenarios import Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
 from dispatcher.conformance.sender_examination.stage import Seen
 from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, JSON, OWASP_SSRF, STANDARD, WEBSUB
 from dispatcher.conformance.wire.requests import Received

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dispatcher.conformance.results import Source
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, check, each, signature_fault
-from dispatcher.conformance.sender_examination.scenarios import Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
 from dispatcher.conformance.sender_examination.stage import Seen, Subject
 from dispatcher.conformance.signatures.http_signatures import Message, Mismatch, check_content_digest
 from dispatcher.conformance.signatures.schemes import ANYBODYS
