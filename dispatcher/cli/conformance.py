@@ -8,8 +8,9 @@ import contextlib
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
@@ -79,9 +80,7 @@ def run_examination(
         report = asyncio.run(_examine(_profile(profile), only or [], at=profile.parent if profile else None))
     except ConfigError as exc:
         fail(str(exc))
-    _write(report, json=json, junit=junit, html=html)
-    reporting.to_terminal(report, Console())
-    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+    _tell(report, Level(strictness.upper()), json=json, junit=junit, html=html)
 
 
 @app.command("receiver")
@@ -140,9 +139,7 @@ def probe_receiver(
             report = asyncio.run(probe(target, on_result=advance))
     except ConfigError as exc:
         fail(str(exc))
-    _write(report, json=json, junit=junit, html=html)
-    reporting.to_terminal(report, Console())
-    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+    _tell(report, Level(strictness.upper()), json=json, junit=junit, html=html)
 
 
 def _seed(file: Path | None) -> bytes | None:
@@ -176,9 +173,11 @@ def _profile(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        profile = tomllib.loads(path.read_text())
+        profile = tomllib.loads(path.read_text("utf-8"))
     except OSError as exc:
         raise ConfigError(f"--profile: the file cannot be read ({exc.strerror})") from exc
+    except UnicodeDecodeError:
+        raise ConfigError("--profile: the file is no TOML: it is not in UTF-8") from None
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"--profile: the file is no TOML: {exc}") from exc
     unknown = sorted(profile.keys() - {"command", "only"})
@@ -234,12 +233,20 @@ class _progress:  # noqa: N801 - a context manager that reads as a sentence
         self._progress.stop()
 
 
-def _write(report: Report, *, json: Path | None, junit: Path | None, html: Path | None) -> None:
-    forms = ((json, reporting.to_json), (junit, reporting.to_junit), (html, reporting.to_html))
+def _tell(report: Report, strictness: Level, *, json: Path | None, junit: Path | None, html: Path | None) -> NoReturn:
+    """Write the report, show it, and end the command with what it comes to."""
+    forms = (
+        (json, reporting.to_json),
+        (junit, partial(reporting.to_junit, strictness=strictness)),
+        (html, reporting.to_html),
+    )
     for path, form in forms:
         if path is not None:
             try:
-                path.write_text(form(report))
+                # whatever the system's own encoding is: they say that they are in UTF-8
+                path.write_text(form(report), "utf-8")
             except OSError as exc:
                 warn(f"the report could not be written ({exc.strerror})")
                 raise typer.Exit(2) from exc
+    reporting.to_terminal(report, Console())
+    raise typer.Exit(report.exit_code(strictness))
