@@ -473,6 +473,15 @@ def test_what_is_wrong_with_a_script(text: str, error: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("script", ["until-rotated;secret=hid,den", "until-rotated;secret=hid,ok,den;every=1"])
+def test_half_a_secret_is_not_shown(script: str) -> None:
+    """A comma in a secret without quotes makes a step of the rest of it."""
+    with pytest.raises(ConfigError, match="a secret with a comma stands in double quotes") as caught:
+        Script.parse(script)
+    assert "den" not in str(caught.value).replace("hidden", "")
+    assert caught.value.__cause__ is None
+
+
 def test_a_script_shows_no_values() -> None:
     script = Script.parse("redirect;to=/s3cret,429;retry-after=1")
     assert repr(script) == "Script(redirect, 429)"

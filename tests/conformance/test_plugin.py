@@ -166,6 +166,16 @@ def test_failing(webhook_receiver, webhook_sender):
     webhook_receiver.expect(event="order.paid", within=0.01)
 
 
+def test_what_is_printed(webhook_receiver, webhook_sender, capsys, caplog):
+    print("mine")
+    webhook_sender.send(webhook_receiver.url + "/hidden", delivery="msg_2")
+    webhook_sender.send(webhook_receiver.url + "/hidden", secret="whsec_aGlkZGVu")
+    webhook_receiver.expect(delivery="msg_2")
+    assert capsys.readouterr() == ("mine\\n", "")
+    assert "refused" in caplog.text
+    assert "hidden" not in caplog.text
+
+
 class TestOverriding:
     @pytest.fixture
     def webhook_secret(self):
@@ -191,7 +201,7 @@ def test_the_fixtures_in_a_pytest_of_their_own(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     assert re.search(r"AssertionError: 0 of 1 requests with event order\.paid, a 2xx answer came within", done.stdout)
     assert "  1 POST order.paid msg_1 401 signature" in done.stdout
     # The line of the test is shown, and not the inside of the plugin.
