@@ -75,6 +75,11 @@ def test_a_time_that_is_none_is_a_fault_and_no_crash(text: str) -> None:
     )
 
 
+def test_milliseconds_are_told_by_how_far_they_are_off() -> None:
+    one = seen(headers=(("webhook-timestamp", "1700000000000"),))
+    assert "s off" in str(CHECKS["TIME-01"].judge(Observed(subjects={"signed": subject("signed", one)})))
+
+
 def test_a_time_of_now_is_one() -> None:
     one = seen(headers=(("webhook-timestamp", "1700000001"),))
     assert CHECKS["TIME-01"].judge(Observed(subjects={"signed": subject("signed", one)})) is None

@@ -39,8 +39,9 @@ def compile_schemas(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Valid
             ) from exc
         # Where a $ref leads back to a schema that names its draft, the library would go on with a class of its own.
         content = {name: value for name, value in schema.items() if name != "$schema"}
+        extended = extend(kind, {"uniqueItems": _unique_items})  # type: ignore[no-untyped-call]  # its types are not told
         # the library's default registry would dial whatever a $ref names
-        made[event] = extend(kind, {"uniqueItems": _unique_items})(content, registry=referencing.Registry())
+        made[event] = extended(content, registry=referencing.Registry())
     return made
 
 

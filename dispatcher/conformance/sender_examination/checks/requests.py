@@ -258,7 +258,7 @@ def _(seen: Observed) -> str | None:
 
 
 #: no longer than a time is: what a sender writes there may be any length, and digits that only look like some
-_UNIX_SECONDS = re.compile(r"[0-9]{1,12}")
+_UNIX_SECONDS = re.compile(r"[0-9]{1,15}")
 #: seconds by which a timestamp may be off, since a busy machine takes its time between signing and sending
 _LATE = 15.0
 #: seconds between attempts that cannot be of the same second, however late the second one was on its way
