@@ -8,6 +8,7 @@ import contextlib
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -80,7 +81,7 @@ def run_examination(
         report = asyncio.run(_examine(_profile(profile), only or [], at=profile.parent if profile else None))
     except ConfigError as exc:
         fail(str(exc))
-    _finish(report, strictness, json=json, junit=junit, html=html)
+    _finish(report, Level(strictness.upper()), json=json, junit=junit, html=html)
 
 
 @app.command("receiver")
@@ -147,7 +148,7 @@ def probe_receiver(
             report = asyncio.run(probe(target, on_result=advance))
     except ConfigError as exc:
         fail(str(exc))
-    _finish(report, strictness, json=json, junit=junit, html=html)
+    _finish(report, Level(strictness.upper()), json=json, junit=junit, html=html)
 
 
 def _schemes(wanted: Sequence[str] | None, secret_file: Path | None, seed_file: Path | None) -> tuple[str, ...]:
@@ -193,9 +194,11 @@ def _profile(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        profile = tomllib.loads(path.read_text())
+        profile = tomllib.loads(path.read_text("utf-8"))
     except OSError as exc:
         raise ConfigError(f"--profile: the file cannot be read ({exc.strerror})") from exc
+    except UnicodeDecodeError:
+        raise ConfigError("--profile: the file is no TOML: it is not in UTF-8") from None
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"--profile: the file is no TOML: {exc}") from exc
     unknown = sorted(profile.keys() - {"command", "only"})
@@ -251,19 +254,20 @@ class _progress:  # noqa: N801 - a context manager that reads as a sentence
         self._progress.stop()
 
 
-def _finish(report: Report, strictness: str, *, json: Path | None, junit: Path | None, html: Path | None) -> NoReturn:
+def _finish(report: Report, strictness: Level, *, json: Path | None, junit: Path | None, html: Path | None) -> NoReturn:
     """Show the report, write it where it is wanted, and end with its exit code."""
     # On the terminal first: what was examined is not lost with a file that cannot be written.
     reporting.to_terminal(report, Console())
-    forms = {
+    forms: dict[str, tuple[Path | None, Callable[[Report], str]]] = {
         "--json": (json, reporting.to_json),
-        "--junit": (junit, reporting.to_junit),
+        "--junit": (junit, partial(reporting.to_junit, strictness=strictness)),
         "--html": (html, reporting.to_html),
     }
     for option, (path, form) in forms.items():
         if path is not None:
             try:
-                path.write_text(form(report))
+                # whatever the system's own encoding is: they say that they are in UTF-8
+                path.write_text(form(report), "utf-8")
             except OSError as exc:
                 fail(f"{option} cannot be written to {path}: {exc.strerror}")
-    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+    raise typer.Exit(report.exit_code(strictness))

@@ -167,6 +167,16 @@ def test_failing(webhook_receiver, webhook_sender):
     webhook_receiver.expect(event="order.paid", within=0.01)
 
 
+def test_what_is_printed(webhook_receiver, webhook_sender, capsys, caplog):
+    print("mine")
+    webhook_sender.send(webhook_receiver.url + "/hidden", delivery="msg_2")
+    webhook_sender.send(webhook_receiver.url + "/hidden", secret="whsec_aGlkZGVu")
+    webhook_receiver.expect(delivery="msg_2")
+    assert capsys.readouterr() == ("mine\\n", "")
+    assert "refused" in caplog.text
+    assert "hidden" not in caplog.text
+
+
 class TestOverriding:
     @pytest.fixture
     def webhook_secret(self):
@@ -214,7 +224,7 @@ def test_callback_urls_as_the_docs_say(tmp_path: Path) -> None:
 def test_the_fixtures_in_a_pytest_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     done = pytest_of_its_own(tmp_path)
-    assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     assert re.search(r"AssertionError: 0 of 1 requests with event order\.paid, a 2xx answer came within", done.stdout)
     assert "  1 POST order.paid msg_1 401 signature" in done.stdout
     # The line of the test is shown, and not the inside of the plugin.

@@ -50,6 +50,8 @@ _HEARTBEAT = 15.0
 #: seconds that requests have to end when the receiver does
 _GRACE = 1
 
+#: more digits than any number here has; thousands of them are no number to Python either
+_WHOLE = re.compile(r"[0-9]{1,15}")
 _TRUE, _FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
 
 
@@ -116,8 +118,8 @@ class Control:
             Route("/", self._page),
             Route("/requests", self._list, methods=["GET"]),
             Route("/requests", self._clear, methods=["DELETE"]),
-            Route("/requests/{number:int}", self._show),
-            Route("/requests/{number:int}/raw", self._raw),
+            Route("/requests/{number}", self._show),
+            Route("/requests/{number}/raw", self._raw),
             Route("/count", self._count),
             Route("/export", self._export),
             Route("/wait", self._wait, methods=["POST"]),
@@ -155,7 +157,8 @@ class Control:
         return Response(self._entry(request).request.raw, media_type="application/octet-stream")
 
     def _entry(self, request: Request) -> Entry:
-        entry = self._board.inbox.get(request.path_params["number"])
+        number = request.path_params["number"]
+        entry = self._board.inbox.get(int(number)) if _WHOLE.fullmatch(number) else None
         if entry is None:
             raise HTTPException(404, "There is no such request, or none any more")
         return entry
@@ -361,13 +364,18 @@ def _number(query: QueryParams, name: str, *, default: int, least: int, most: in
     text = query.get(name)
     if text is None:
         return default
-    if not re.fullmatch(r"[0-9]{1,15}", text) or not least <= int(text) <= most:
+    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
         raise HTTPException(422, f"{name} is a whole number from {least} to {most}")
     return int(text)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 async def _object(request: Request, names: set[str]) -> dict[str, Any]:

@@ -56,9 +56,10 @@ _GRACE = 0.15
 _SHORTEST_SECRET = 8
 _SECRET_HEADER = re.compile(r"secret|token|authorization|cookie|key", re.IGNORECASE)
 
-#: what interpreters and frameworks print when something breaks
+#: what interpreters and frameworks print when something breaks. It is looked for in whatever a stranger answers, so
+#: that no part may begin anew at each character of a long run
 _TRACES = re.compile(
-    r"Traceback \(most recent call last\)|\bFile \"[^\"\n]+\", line \d+|^\s+at [\w$.<>]+ ?\([^)\n]*:\d+(:\d+)?\)"
+    r"Traceback \(most recent call last\)|\bFile \"[^\"\n]+\", line \d+|^[ \t]+at [\w$.<>]+ ?\([^)\n]*:\d+(:\d+)?\)"
     r"|Exception in thread|\bgoroutine \d+ \[|#\d+ /[\w./-]+\.php|\.rb:\d+:in |panicked at |Werkzeug Debugger"
     r"|at [\w.]+\([\w.]+\.java:\d+\)|\b\w+\.py\", line \d+",
     re.MULTILINE,

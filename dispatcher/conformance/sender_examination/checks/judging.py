@@ -46,6 +46,12 @@ def check(id_: str, level: Level, scenario: str, source: Source, title: str) -> 
     return register
 
 
+def unless_mute(observed: Observed) -> None:
+    """That nothing is wrong with what came says nothing where nothing came. Raises Unproven."""
+    if not observed.seen:
+        raise Unproven("it shows nothing: no request came")
+
+
 def each(subject: Subject, wrong: Callable[[Seen], str | None]) -> str | None:
     """What is wrong with the first request that has something wrong; also if there is no request."""
     if not subject.seen:
