@@ -8,8 +8,9 @@ import contextlib
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 import typer
@@ -18,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dispatcher.cli import inputs
-from dispatcher.cli.speaking import fail, warn
+from dispatcher.cli.speaking import fail
 from dispatcher.conformance import report as reporting
 from dispatcher.conformance.certificates import Authority
+from dispatcher.conformance.receiver_examination.attacker import ASYMMETRIC
 from dispatcher.conformance.receiver_examination.probe import REQUIREMENTS, Target, probe
 from dispatcher.conformance.results import Level, Report
 from dispatcher.conformance.sender_examination.checks import CHECKS
@@ -79,9 +81,7 @@ def run_examination(
         report = asyncio.run(_examine(_profile(profile), only or [], at=profile.parent if profile else None))
     except ConfigError as exc:
         fail(str(exc))
-    _write(report, json=json, junit=junit, html=html)
-    reporting.to_terminal(report, Console())
-    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+    _finish(report, Level(strictness.upper()), json=json, junit=junit, html=html)
 
 
 @app.command("receiver")
@@ -106,6 +106,13 @@ def probe_receiver(
         Path | None, typer.Option(help="File with a JSON object that the receiver takes.", dir_okay=False)
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Seconds that a timestamp may be off.")] = 300.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which the receiver gives up a request that stalls.",
+            show_default="that is not looked at",
+        ),
+    ] = 0.0,
     authority: Annotated[
         Path | None,
         typer.Option(help="PEM file with the authorities to trust instead of the system's.", dir_okay=False),
@@ -124,7 +131,7 @@ def probe_receiver(
         inputs.check_stdin(secret_file, seed_file)
         target = Target(
             url=url,
-            schemes=tuple(scheme or ("standard",)),
+            schemes=_schemes(scheme, secret_file, seed_file),
             key=Key(
                 secret="" if secret_file is None else inputs.read_secret(secret_file, "--secret-file"),
                 seed=_seed(seed_file),
@@ -133,6 +140,7 @@ def probe_receiver(
             event=event,
             payload=None if payload is None else _payload(payload),
             tolerance=tolerance,
+            patience=patience,
             authority=None if authority is None else str(authority),
             is_verified=not insecure,
         )
@@ -140,9 +148,19 @@ def probe_receiver(
             report = asyncio.run(probe(target, on_result=advance))
     except ConfigError as exc:
         fail(str(exc))
-    _write(report, json=json, junit=junit, html=html)
-    reporting.to_terminal(report, Console())
-    raise typer.Exit(report.exit_code(Level(strictness.upper())))
+    _finish(report, Level(strictness.upper()), json=json, junit=junit, html=html)
+
+
+def _schemes(wanted: Sequence[str] | None, secret_file: Path | None, seed_file: Path | None) -> tuple[str, ...]:
+    """What is signed by, each with what it takes. Raises ConfigError."""
+    schemes = tuple(wanted or ("standard",))
+    for scheme in schemes:
+        if scheme not in SCHEMES:
+            raise ConfigError(f"--scheme is one of: {', '.join(SCHEMES)}")
+        option, file = ("--seed-file", seed_file) if scheme in ASYMMETRIC else ("--secret-file", secret_file)
+        if file is None:
+            raise ConfigError(f"--scheme {scheme} needs {option}")
+    return schemes
 
 
 def _seed(file: Path | None) -> bytes | None:
@@ -176,9 +194,11 @@ def _profile(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        profile = tomllib.loads(path.read_text())
+        profile = tomllib.loads(path.read_text("utf-8"))
     except OSError as exc:
         raise ConfigError(f"--profile: the file cannot be read ({exc.strerror})") from exc
+    except UnicodeDecodeError:
+        raise ConfigError("--profile: the file is no TOML: it is not in UTF-8") from None
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"--profile: the file is no TOML: {exc}") from exc
     unknown = sorted(profile.keys() - {"command", "only"})
@@ -234,12 +254,20 @@ class _progress:  # noqa: N801 - a context manager that reads as a sentence
         self._progress.stop()
 
 
-def _write(report: Report, *, json: Path | None, junit: Path | None, html: Path | None) -> None:
-    forms = ((json, reporting.to_json), (junit, reporting.to_junit), (html, reporting.to_html))
-    for path, form in forms:
+def _finish(report: Report, strictness: Level, *, json: Path | None, junit: Path | None, html: Path | None) -> NoReturn:
+    """Show the report, write it where it is wanted, and end with its exit code."""
+    # On the terminal first: what was examined is not lost with a file that cannot be written.
+    reporting.to_terminal(report, Console())
+    forms: dict[str, tuple[Path | None, Callable[[Report], str]]] = {
+        "--json": (json, reporting.to_json),
+        "--junit": (junit, partial(reporting.to_junit, strictness=strictness)),
+        "--html": (html, reporting.to_html),
+    }
+    for option, (path, form) in forms.items():
         if path is not None:
             try:
-                path.write_text(form(report))
+                # whatever the system's own encoding is: they say that they are in UTF-8
+                path.write_text(form(report), "utf-8")
             except OSError as exc:
-                warn(f"the report could not be written ({exc.strerror})")
-                raise typer.Exit(2) from exc
+                fail(f"{option} cannot be written to {path}: {exc.strerror}")
+    raise typer.Exit(report.exit_code(strictness))

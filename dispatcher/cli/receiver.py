@@ -251,7 +251,7 @@ async def _receive(policy: Policy, options: Mapping[str, Any], *, as_json: bool)
                     print("token", running.control_token, flush=True)  # noqa: T201 - for whoever started it
                 if names:
                     print("name server on", names, flush=True)  # noqa: T201 - as above
-                print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201
+                print(f"receiver ready on {running.url}, requests at {running.control_url}", flush=True)  # noqa: T201 - as above
             await ended.wait()
     finally:
         for number in _SIGNALS:
@@ -287,6 +287,10 @@ class _Wishes:
             fail("--shared-secret-header needs --shared-secret-file")
         if self.forwarded_header is not None and not self.networks["--trusted-proxy"]:
             fail("--forwarded-header needs --trusted-proxy: from anybody else it says nothing")
+        if self.networks["--trusted-proxy"] and self.forwarded_header is None:
+            fail("--trusted-proxy needs --forwarded-header: where it names the client")
+        if self.signatures == "all" and not self.schemes:
+            fail("--all-schemes needs --scheme")
         if self.handshake_rate is not None and not self.handshake_origins:
             fail("--handshake-rate needs --handshake-origin")
         try:

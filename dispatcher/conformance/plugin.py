@@ -18,6 +18,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import secrets
 import threading
 import time
@@ -145,9 +146,21 @@ class WebhookReceiver:
             self._ready.set()
 
     async def _run(self) -> None:
+        import structlog  # noqa: PLC0415 - see above
+
         from dispatcher.conformance.receiver.receiver import Receiver  # noqa: PLC0415 - see above
 
-        async with Receiver(self._policy) as self._receiver:
+        # By the standard library, whose lines pytest shows beside a failure: structlog's own default is stdout, where
+        # `capsys` is to find what the code under test has printed and nothing else.
+        log = structlog.wrap_logger(
+            logging.getLogger(Receiver.__module__),
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.processors.KeyValueRenderer(key_order=["event"]),
+            ],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+        async with Receiver(self._policy, log=log) as self._receiver:
             self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
             self.url = self._receiver.url
             self._ready.set()

@@ -100,6 +100,8 @@ class Report:
         ]
 
     def exit_code(self, strictness: Level = Level.SHOULD) -> int:
-        """0: nothing failed that weighs as much as `strictness`; 1 otherwise."""
+        """0: nothing failed that weighs as much as `strictness`. 1: something did. 2: nothing could be looked at."""
+        if all(one.outcome is Outcome.SKIPPED for one in self.results):
+            return 2
         order = list(Level)
         return int(bool(self.failed(*order[: order.index(strictness) + 1])))

@@ -1,6 +1,6 @@
 """Senders that do the same well in different ways: none of them is to fail anything that weighs.
 
-`python -m tests.conformance.good_senders NAME` runs one, as tests.conformance.more_mutants does with bad ones.
+`python -m tests.conformance.nursery good:NAME` runs one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import ipaddress
 import json
 import random
 import socket
-import sys
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +22,7 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Refusal, Sender, Subscription, hexadecimal, serve
+from examples.other_sender.sender import MAX_ANSWER, Answer, Message, Refusal, Sender, Subscription, hexadecimal
 from tests.conformance.asking import AAAA, A, addresses
 
 Headers = list[tuple[str, str]]
@@ -665,6 +664,3 @@ GOOD = {
     "odd-names": Good(make=OddNames),
     "two-signatures": Good(make=TwoSignatures),
 }
-
-if __name__ == "__main__":
-    asyncio.run(serve(GOOD[sys.argv[1]].make()))

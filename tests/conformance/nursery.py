@@ -28,16 +28,16 @@ class Nursery:
 @contextlib.contextmanager
 def nursery() -> Iterator[Nursery]:
     """One nursery, which is gone afterwards, and all its senders with it."""
-    server = ForkServer("tests.conformance.good_senders", "tests.conformance.more_mutants")
+    server = ForkServer("tests.conformance.good_senders", "tests.conformance.mutants")
     with contextlib.closing(server):
         yield Nursery(server)
 
 
 async def _be(name: str) -> None:
     # Those who only start senders need none of this.
-    from examples.other_sender.sender import serve  # noqa: PLC0415
-    from tests.conformance.good_senders import GOOD  # noqa: PLC0415
-    from tests.conformance.more_mutants import MUTANTS  # noqa: PLC0415
+    from examples.other_sender.sender import serve  # noqa: PLC0415 - as said
+    from tests.conformance.good_senders import GOOD  # noqa: PLC0415 - as said
+    from tests.conformance.mutants import MUTANTS  # noqa: PLC0415 - as said
 
     kind, _, name = name.partition(":")
     await serve(GOOD[name].make() if kind == "good" else MUTANTS[name].make())

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -953,3 +954,53 @@ def test_nothing_from_the_wire_makes_it_raise(
 def test_wrong_settings_are_named(chosen: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Policy(**chosen)
+
+
+UNIQUE = {"a": {"$schema": "https://json-schema.org/draft/2020-12/schema", "properties": {"x": {"uniqueItems": True}}}}
+
+
+@pytest.mark.parametrize(
+    ("items", "is_unique"),
+    [
+        ("[]", True),
+        ("[1, 2]", True),
+        ("[1, 1.0]", False),
+        ("[1, true, 0, false, null, [], {}]", True),
+        ('[1, "1"]', True),
+        ("[[1], [1.0]]", False),
+        ('[{"a": 1, "b": [true]}, {"b": [true], "a": 1}]', False),
+        ('[{"a": 1}, {"a": true}]', True),
+        ('["\\ud800", "\\ud801"]', True),
+        ("[1e999, 1e999]", False),
+        ("[9007199254740993, 9007199254740992.0]", True),
+    ],
+)
+def test_items_that_are_alike(items: str, is_unique: bool) -> None:
+    found = judged(Policy(schemas=UNIQUE), request(body=f'{{"type": "a", "x": {items}}}'.encode()))
+    assert found.is_accepted is is_unique
+    if found.refusal is not None:
+        assert json.loads(found.refusal.reply.body)["keyword"] == "uniqueItems"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        UNIQUE["a"],
+        # one that leads back to itself, and names its draft again there
+        {**UNIQUE["a"], "properties": {"x": {"uniqueItems": True}, "y": {"$ref": "#"}}},
+    ],
+)
+def test_many_items_are_compared_in_a_time_in_proportion(schema: dict[str, Any]) -> None:
+    items = json.dumps([{"a": number} for number in range(4_000)])
+    body = f'{{"type": "a", "x": {items}, "y": {{"x": {items}}}}}'.encode()
+    began = time.process_time()
+    assert judged(Policy(schemas={"a": schema}), request(body=body)).is_accepted
+    assert time.process_time() - began < 3.0
+
+
+def test_a_rate_of_next_to_nothing_is_told_in_seconds() -> None:
+    defences = Defences(Policy(rate=5e-324, burst=1), clock=lambda: NOW)
+    assert defences.judge(request()).is_accepted
+    refusal = defences.judge(request()).refusal
+    assert refusal is not None
+    assert ("Retry-After", "31536000") in refusal.reply.headers

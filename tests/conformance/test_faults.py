@@ -474,6 +474,17 @@ def test_what_is_wrong_with_a_script(text: str, error: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["until-rotated;secret=hid,den", "until-rotated;secret=hid,ok,den;every=1", "until-rotated;secret=hid;den=1"],
+)
+def test_half_a_secret_is_not_shown(script: str) -> None:
+    """Without quotes a comma makes a step of the rest of it, and a semicolon a setting."""
+    with pytest.raises(ConfigError, match=r"a secret with a (comma|semicolon) stands in double quotes") as caught:
+        Script.parse(script)
+    assert "den" not in str(caught.value)
+
+
 def test_a_script_shows_no_values() -> None:
     script = Script.parse("redirect;to=/s3cret,429;retry-after=1")
     assert repr(script) == "Script(redirect, 429)"

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -62,8 +63,25 @@ def test_the_newest_are_kept() -> None:
 def test_their_bytes_are_bounded(size: int, kept: list[int]) -> None:
     inbox = Inbox(max_bytes=90)
     for number in (1, 2):
-        inbox.add(received(number, b"x" * (size // 2 - 1)))
+        inbox.add(received(number, b"x" * (size // 2 - 1), target=""))
     assert numbers(inbox) == kept
+
+
+def test_headers_count_as_what_they_take_in_memory() -> None:
+    """Thousands of short headers take twenty times the bytes that they have on the wire."""
+    bound = 4 * 1024 * 1024
+    inbox = Inbox(max_bytes=bound)
+    tracemalloc.start()
+    try:
+        for number in range(1, 51):
+            # texts of their own, as a parser makes them
+            headers = tuple((f"{name:x}", f"{name + number:x}") for name in range(1_000, 7_000))
+            inbox.add(received(number, headers=headers))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 1 < len(inbox) < 50
+    assert taken < 1.5 * bound
 
 
 def test_one_that_is_larger_than_the_inbox_is_kept_alone() -> None:

@@ -17,7 +17,7 @@ from dispatcher.conformance.sender_examination.command_sender import CommandSend
 from dispatcher.conformance.sender_examination.examination import examine
 from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
 from tests.conformance.good_senders import GOOD, Good
-from tests.conformance.more_mutants import MUTANTS, Mutant
+from tests.conformance.mutants import MUTANTS, Mutant
 from tests.conformance.nursery import Nursery, nursery
 
 #: mutants that run at once: most of the time they wait; and good senders, which are put through everything

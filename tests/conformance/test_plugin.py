@@ -17,6 +17,7 @@ from dispatcher.conformance.plugin import WebhookReceiver, WebhookSender
 from dispatcher.conformance.receiver.policy import Policy
 from dispatcher.conformance.signatures.schemes import SCHEMES, Key, parse_public_key
 from dispatcher.errors import ConfigError
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQ="
@@ -166,6 +167,16 @@ def test_failing(webhook_receiver, webhook_sender):
     webhook_receiver.expect(event="order.paid", within=0.01)
 
 
+def test_what_is_printed(webhook_receiver, webhook_sender, capsys, caplog):
+    print("mine")
+    webhook_sender.send(webhook_receiver.url + "/hidden", delivery="msg_2")
+    webhook_sender.send(webhook_receiver.url + "/hidden", secret="whsec_aGlkZGVu")
+    webhook_receiver.expect(delivery="msg_2")
+    assert capsys.readouterr() == ("mine\\n", "")
+    assert "refused" in caplog.text
+    assert "hidden" not in caplog.text
+
+
 class TestOverriding:
     @pytest.fixture
     def webhook_secret(self):
@@ -177,21 +188,43 @@ class TestOverriding:
 """
 
 
-def test_the_fixtures_in_a_pytest_of_their_own(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+def pytest_of_its_own(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a directory."""
+    (directory / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     # The entry point is switched off, for the plugin can be loaded once only.
     options = ["-p", "no:webhook_dispatcher", "-p", "dispatcher.conformance.plugin", "-p", "no:cacheprovider"]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--color=no", *options, "."],
-        cwd=tmp_path,
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
-    assert "1 failed, 3 passed" in done.stdout, done.stdout + done.stderr
+
+
+CALLED_BACK = """
+def test_called_back(webhook_receiver, webhook_sender):
+    url = webhook_receiver.callback_url()
+    assert webhook_sender.send(f"{url}x").status_code == 401
+    assert webhook_sender.send(url).status_code == 202
+"""
+
+
+def test_callback_urls_as_the_docs_say(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "receiver.md").read_text("utf-8")
+    [example] = re.findall(r"```python\n(# conftest.py\n.*?)```", text, re.DOTALL)
+    (tmp_path / "conftest.py").write_text(example)
+    (tmp_path / "test_it.py").write_text(CALLED_BACK)
+    done = pytest_of_its_own(tmp_path)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_fixtures_in_a_pytest_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS)
+    done = pytest_of_its_own(tmp_path)
+    assert "1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
     assert re.search(r"AssertionError: 0 of 1 requests with event order\.paid, a 2xx answer came within", done.stdout)
     assert "  1 POST order.paid msg_1 401 signature" in done.stdout
     # The line of the test is shown, and not the inside of the plugin.

@@ -15,7 +15,8 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatcher.conformance.receiver_examination.caller import MalformedAnswer, parse
+from dispatcher.conformance.receiver_examination.attacker import Attacker
+from dispatcher.conformance.receiver_examination.caller import Answer, MalformedAnswer, parse
 from dispatcher.conformance.receiver_examination.probe import REQUIREMENTS, Target, probe
 from dispatcher.conformance.results import Level, Outcome, Report, Result
 from dispatcher.conformance.signatures import schemes
@@ -387,3 +388,13 @@ async def test_what_is_not_asked_of_receivers_is_refused() -> None:
         await probe(replace(target, schemes=("websub", "servicestack")))
     with pytest.raises(ConfigError):
         await probe(replace(target, key=Key(secret="not base64!")))
+
+
+@pytest.mark.parametrize("run", [b"\n", b" \n", b" ", b"\tat a", b" at x(:1", b'File "', b"#1 /a", b"a.py"])
+def test_answers_are_searched_in_a_time_in_proportion(run: bytes) -> None:
+    """What a receiver answers must not keep the probe busy beyond every deadline."""
+    attacker = Attacker(Target(url="http://127.0.0.1:9/", schemes=("websub",), key=Key(secret=SECRET)))
+    answer = Answer(status=400, body=run * (60_000 // len(run)))
+    began = time.process_time()
+    attacker.note(attacker.message(), answer)
+    assert time.process_time() - began < 2.0

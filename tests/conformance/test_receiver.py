@@ -466,6 +466,8 @@ async def test_a_secret_in_a_script_is_shown_nowhere(capsys: pytest.CaptureFixtu
     ("method", "path", "body", "status"),
     [
         ("GET", "/requests?limit=0", None, 422),
+        ("GET", "/requests?evnt=order.paid", None, 422),
+        ("GET", "/count?limit=1", None, 422),
         ("GET", "/requests?limit=501", None, 422),
         ("GET", "/requests?cursor=-1", None, 422),
         ("GET", "/requests?is_accepted=perhaps", None, 422),
@@ -482,6 +484,13 @@ async def test_a_secret_in_a_script_is_shown_nowhere(capsys: pytest.CaptureFixtu
         ("POST", "/wait", b'{"criteria": {"event": 1}}', 422),
         ("POST", "/wait", b'{"criteria": {"is_accepted": 1}}', 422),
         ("POST", "/wait", b" " * 65_537, 413),
+        ("POST", "/wait", b'{"within": 1' + b"0" * 400 + b"}", 422),
+        ("GET", "/requests/" + "9" * 5_000, None, 404),
+        ("GET", "/requests/" + "9" * 5_000 + "/raw", None, 404),
+        ("GET", "/requests/one", None, 404),
+        ("POST", "/callback-urls", b'{"ttl": 1' + b"0" * 400 + b"}", 422),
+        ("POST", "/callback-urls", b'{"res_id": "\\ud800"}', 422),
+        ("POST", "/callback-urls", b'{"id": "\\udfff"}', 422),
         ("PUT", "/script", b'{"path": "/a"}', 422),
         ("PUT", "/script", b'{"path": "/a", "script": "nonsense"}', 422),
         ("PUT", "/script", b'{"path": "a", "script": "500"}', 422),
@@ -817,6 +826,8 @@ async def test_the_command_has_a_name_server(tmp_path: Path) -> None:
         (["--allow", "192.0.2.1/24"], "--allow is a network such as"),
         (["--trusted-proxy", "proxy"], "--trusted-proxy is a network such as"),
         (["--forwarded-header", "X-Forwarded-For"], "--forwarded-header needs --trusted-proxy"),
+        (["--trusted-proxy", "127.0.0.1"], "--trusted-proxy needs --forwarded-header"),
+        (["--all-schemes"], "--all-schemes needs --scheme"),
         (["--schema", "order.paid"], "--schema is EVENT=FILE"),
         (["--schema", "a=/nonexistent"], "--schema cannot be read"),
         (["--schema", "a=LIST"], "--schema: the file is no JSON object"),
@@ -943,7 +954,7 @@ def test_the_example_of_names(tmp_path: Path) -> None:
 
 
 async def test_the_python_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    _, code = documented("python")
+    code = documented("python")[-1]
     names: dict[str, Any] = {}
     exec(code, names)
 

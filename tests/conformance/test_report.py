@@ -367,3 +367,19 @@ def test_a_long_timeline_is_cut_and_says_so() -> None:
 )
 def test_what_cannot_be_seen_is_written_out(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("results", "strictness", "code"),
+    [
+        (RESULTS, Level.SHOULD, 1),
+        (RESULTS[:2], Level.SHOULD, 0),
+        (RESULTS[:2], Level.MAY, 1),
+        (RESULTS[3:], Level.MAY, 0),
+        (RESULTS[3:4], Level.MUST, 2),
+        ((), Level.MUST, 2),
+    ],
+)
+def test_the_exit_code_says_what_was_found(results: tuple[Result, ...], strictness: Level, code: int) -> None:
+    """And 2 says that nothing was: who can be asked nothing has not passed."""
+    assert replace(REPORT, results=results).exit_code(strictness) == code

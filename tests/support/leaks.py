@@ -163,7 +163,7 @@ def end_of(server: Server) -> bytes:
     assert server.process.stdout is not None
     server.signal(signal.SIGTERM)
     said: list[bytes] = []
-    reader = threading.Thread(target=lambda: said.append(server.process.stdout.read()))  # type: ignore[union-attr]
+    reader = threading.Thread(target=lambda: said.append(server.process.stdout.read()))  # type: ignore[union-attr]  # as asserted above
     reader.start()
     server.process.wait(PATIENCE)
     reader.join(PATIENCE)

@@ -20,7 +20,7 @@ async def close(server: asyncio.Server) -> None:
     server.close()
     # One that was cut is gone a round of the loop later.
     for _ in range(5):
-        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]
+        for transport in list(loop._transports.values()):  # type: ignore[attr-defined]  # asyncio has no name for them
             if transport._server is server:
                 transport.abort()
         await asyncio.sleep(0)

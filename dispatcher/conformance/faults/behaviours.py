@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from dispatcher.conformance.faults.fault import Settings, seconds_of
+from dispatcher.conformance.faults.fault import MEBIBYTE, Settings, seconds_of
 from dispatcher.conformance.wire.exchange import Behaviour, Exchange
 from dispatcher.conformance.wire.requests import Reply
 
@@ -67,10 +67,21 @@ async def one_by_one(exchange: Exchange, data: bytes, every: float) -> bool:
     return True
 
 
-async def stream(exchange: Exchange, settings: Settings, piece: bytes, size: int) -> None:
-    """The piece again and again, `size` bytes in all."""
-    pause = seconds_of(settings, "pause", 0.0)
-    for at in range(0, size, len(piece)):
-        await exchange.send(piece[: size - at])
-        if pause:
-            await asyncio.sleep(pause)
+def size_of(settings: Settings) -> int:
+    """How many bytes a flood has."""
+    return settings.whole("size", 100 * MEBIBYTE, low=0, high=10**10)
+
+
+def floods(settings: Settings, head: bytes, piece: bytes) -> Behaviour:
+    """The head, and then the piece again and again, `size` bytes of it in all."""
+    size, pause = size_of(settings), seconds_of(settings, "pause", 0.0)
+
+    async def act(exchange: Exchange) -> None:
+        await exchange.send(head)
+        for at in range(0, size, len(piece)):
+            await exchange.send(piece[: size - at])
+            if pause:
+                await asyncio.sleep(pause)
+        await exchange.close()
+
+    return within(settings, act)

@@ -6,7 +6,15 @@ import asyncio
 import functools
 import zlib
 
-from dispatcher.conformance.faults.behaviours import OK_HEAD, sends, sends_and_stays, status_line, stream, within
+from dispatcher.conformance.faults.behaviours import (
+    OK_HEAD,
+    floods,
+    sends,
+    sends_and_stays,
+    size_of,
+    status_line,
+    within,
+)
 from dispatcher.conformance.faults.fault import (
     EVERY,
     FOR,
@@ -98,15 +106,8 @@ def _pack_zeros(size: int) -> bytes:
     for_=FOR,
 )
 def _huge(settings: Settings) -> Behaviour:
-    size = settings.whole("size", 100 * MEBIBYTE, low=0, high=10**10)
-    head = status_line(status_of(settings, 200)) + b"Content-Length: %d\r\n\r\n" % size
-
-    async def act(exchange: Exchange) -> None:
-        await exchange.send(head)
-        await stream(exchange, settings, b"." * 65_536, size)
-        await exchange.close()
-
-    return within(settings, act)
+    head = status_line(status_of(settings, 200)) + b"Content-Length: %d\r\n\r\n" % size_of(settings)
+    return floods(settings, head, b"." * 65_536)
 
 
 @fault(

@@ -99,6 +99,9 @@ def fault(title: str, *, expects: str, **settings: str) -> Callable[[_Make], _Ma
 
         def make(written: Mapping[str, str]) -> Behaviour:
             for key in written:
+                if key not in known and "secret" in written:
+                    # it may be the rest of it
+                    raise ConfigError("one of the settings is none; a secret with a semicolon stands in double quotes")
                 if key not in known:
                     having = f"it has {', '.join(known)}" if known else "it has none"
                     raise ConfigError(f"there is no setting {show(key)}; {having}")

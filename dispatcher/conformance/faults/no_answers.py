@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dispatcher.conformance.faults.behaviours import (
     OK_HEAD,
+    floods,
     one_by_one,
     sends_and_stays,
     status_line,
-    stream,
     within,
 )
 from dispatcher.conformance.faults.fault import (
     EVERY,
     FOR,
-    MEBIBYTE,
     PAUSE,
     STATUS,
     Settings,
@@ -73,15 +72,8 @@ def _slow_headers(settings: Settings) -> Behaviour:
     for_=FOR,
 )
 def _endless_headers(settings: Settings) -> Behaviour:
-    size = settings.whole("size", 100 * MEBIBYTE, low=0, high=10**10)
     lines = b"".join(b"X-Header-%04d: %s\r\n" % (number, b"a" * 40) for number in range(1_000))
-
-    async def act(exchange: Exchange) -> None:
-        await exchange.send(OK_HEAD)
-        await stream(exchange, settings, lines, size)
-        await exchange.close()
-
-    return within(settings, act)
+    return floods(settings, OK_HEAD, lines)
 
 
 @fault(
@@ -97,14 +89,7 @@ def _interim_flood(settings: Settings) -> Behaviour:
     status = settings.whole("status", 103, low=100, high=199)
     if status == 101:
         raise ConfigError("'status' has to be an interim one, 101 is none")
-    size = settings.whole("size", 100 * MEBIBYTE, low=0, high=10**10)
-    answers = (status_line(status) + b"\r\n") * 100
-
-    async def act(exchange: Exchange) -> None:
-        await stream(exchange, settings, answers, size)
-        await exchange.close()
-
-    return within(settings, act)
+    return floods(settings, b"", (status_line(status) + b"\r\n") * 100)
 
 
 @fault("It speaks another protocol.", expects="protocol_error", for_=FOR)

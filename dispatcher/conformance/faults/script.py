@@ -51,10 +51,16 @@ class Script:
         if rest.count('"') % 2:
             raise ConfigError("the script has a double quote that is not closed")
         steps = []
-        for number, part in enumerate(_split(rest, ","), start=1):
+        parts = _split(rest, ",")
+        for number, part in enumerate(parts, start=1):
             try:
                 steps.append(_parse_step(part))
             except ConfigError as exc:
+                if any("secret" in before for before in parts[: number - 1]):
+                    # it may be the rest of it
+                    raise ConfigError(
+                        f"step {number} of the script is none; a secret with a comma stands in double quotes"
+                    ) from None
                 raise ConfigError(f"step {number} of the script: {exc}") from exc
         return cls(steps, by_path=by_path)
 

@@ -82,8 +82,10 @@ class CallbackIssuer:
             raise ConfigError("the path of a callback has segments of letters, digits and ._~- between slashes")
         if not id or not res_id or res_id in {".", ".."}:
             raise ConfigError("a callback needs an id and a res_id")
+        if not (_is_text(id) and _is_text(res_id)):
+            raise ConfigError("the id and the res_id of a callback are texts that UTF-8 can hold")
         if not (math.isfinite(ttl) and ttl > 0):
-            raise ConfigError("the life of a callback is a number of seconds above 0")
+            raise ConfigError("ttl, the life of a callback, is a number of seconds above 0")
         # rounded up: a life below a second would be over at once
         end = math.ceil((time.time() if now is None else now) + ttl)
         claims = {"_id": id, "path": place, "res_id": res_id, "exp": end}
@@ -171,6 +173,11 @@ def _origin(base: str) -> str:
     if parts.path.strip("/") or parts.query or parts.fragment:
         raise ConfigError("the base of a callback ends with its host: name the rest in the path")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _is_text(text: str) -> bool:
+    # JSON can escape half a surrogate pair, which is no character
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _has_no_dots(path: str) -> bool:

@@ -50,6 +50,8 @@ _HEARTBEAT = 15.0
 #: seconds that requests have to end when the receiver does
 _GRACE = 1
 
+#: more digits than any number here has; thousands of them are no number to Python either
+_WHOLE = re.compile(r"[0-9]{1,15}")
 _TRUE, _FALSE = {"true", "1", "yes"}, {"false", "0", "no"}
 
 
@@ -116,8 +118,8 @@ class Control:
             Route("/", self._page),
             Route("/requests", self._list, methods=["GET"]),
             Route("/requests", self._clear, methods=["DELETE"]),
-            Route("/requests/{number:int}", self._show),
-            Route("/requests/{number:int}/raw", self._raw),
+            Route("/requests/{number}", self._show),
+            Route("/requests/{number}/raw", self._raw),
             Route("/count", self._count),
             Route("/export", self._export),
             Route("/wait", self._wait, methods=["POST"]),
@@ -135,7 +137,7 @@ class Control:
 
     async def _list(self, request: Request) -> Response:
         query = request.query_params
-        criteria = _criteria_of_query(query)
+        criteria = _criteria_of_query(query, "cursor", "limit")
         after = _number(query, "cursor", default=0, least=0, most=10**15)
         limit = _number(query, "limit", default=PAGE, least=1, most=LARGEST_PAGE)
         found, cursor = self._board.inbox.page(criteria, after=after, limit=limit)
@@ -155,7 +157,8 @@ class Control:
         return Response(self._entry(request).request.raw, media_type="application/octet-stream")
 
     def _entry(self, request: Request) -> Entry:
-        entry = self._board.inbox.get(request.path_params["number"])
+        number = request.path_params["number"]
+        entry = self._board.inbox.get(int(number)) if _WHOLE.fullmatch(number) else None
         if entry is None:
             raise HTTPException(404, "There is no such request, or none any more")
         return entry
@@ -210,7 +213,9 @@ class Control:
     async def _issue(self, request: Request) -> Response:
         body = await _object(request, {"id", "path", "res_id", "ttl"})
         if self._board.issue is None:
-            raise HTTPException(409, "There is no secret for callback URLs: start the receiver with --callback-secret")
+            raise HTTPException(
+                409, "There is no secret for callback URLs: start the receiver with --callback-secret-file"
+            )
         ttl = body.pop("ttl", 3600)
         if not _is_number(ttl) or any(not isinstance(value, str) for value in body.values()):
             raise HTTPException(422, "ttl is a number of seconds; id, path and res_id are texts")
@@ -323,7 +328,11 @@ async def _slowly(lines: Iterator[str]) -> AsyncIterator[str]:
 # --- reading requests -----------------------------------------------------------------------------------------
 
 
-def _criteria_of_query(query: QueryParams) -> Criteria:
+def _criteria_of_query(query: QueryParams, *others: str) -> Criteria:
+    names = ("path", "event", "delivery", "text", "is_accepted", *others)
+    # One that is misspelt would let everything through.
+    if not set(query) <= set(names):
+        raise HTTPException(422, f"The query has any of {', '.join(names)}")
     return Criteria(
         path=query.get("path"),
         event=query.get("event"),
@@ -355,13 +364,18 @@ def _number(query: QueryParams, name: str, *, default: int, least: int, most: in
     text = query.get(name)
     if text is None:
         return default
-    if not re.fullmatch(r"[0-9]{1,15}", text) or not least <= int(text) <= most:
+    if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
         raise HTTPException(422, f"{name} is a whole number from {least} to {most}")
     return int(text)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 async def _object(request: Request, names: set[str]) -> dict[str, Any]:

@@ -37,6 +37,9 @@ SIGNED_IDS = {
     "rfc9421-ed25519": "X-Webhook-Delivery",
 }
 
+#: seconds that Retry-After names at most: a year
+_LONGEST_WAIT = 31_536_000.0
+
 _UNIX_SECONDS = re.compile(r"[0-9]{1,12}")
 _DIGITS = re.compile(r"[0-9]+")
 
@@ -327,7 +330,7 @@ class Defences:
         wait = self._buckets.take(case.client, case.now)
         if not wait:
             return None
-        headers = (("Retry-After", str(max(1, math.ceil(wait)))),)
+        headers = (("Retry-After", str(max(1, math.ceil(min(wait, _LONGEST_WAIT))))),)
         return refuse("rate", 429, "too many requests from its address", headers=headers)
 
     def _signature(self, request: Received, case: _Case) -> Refusal | None:

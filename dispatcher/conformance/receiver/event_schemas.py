@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import referencing
 import referencing.exceptions
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
 from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
+from jsonschema.validators import extend, validator_for
 
 from dispatcher.errors import ConfigError
 
@@ -37,9 +37,29 @@ def compile_schemas(schemas: Mapping[str, Mapping[str, Any]]) -> dict[str, Valid
             raise ConfigError(
                 f"schemas: the one of {event} is no JSON Schema, at {_pointer(exc.absolute_path)}"
             ) from exc
+        # Where a $ref leads back to a schema that names its draft, the library would go on with a class of its own.
+        content = {name: value for name, value in schema.items() if name != "$schema"}
+        extended = extend(kind, {"uniqueItems": _unique_items})  # type: ignore[no-untyped-call]  # its types are not told
         # the library's default registry would dial whatever a $ref names
-        made[event] = kind(dict(schema), registry=referencing.Registry())
+        made[event] = extended(content, registry=referencing.Registry())
     return made
+
+
+def _unique_items(_validator: Validator, wanted: object, value: object, _schema: object) -> Iterator[ValidationError]:
+    """In a time in proportion: the library compares each with each, and a body of some KiB keeps it for minutes."""
+    if wanted is True and isinstance(value, list):
+        texts = {json.dumps(_alike(one), sort_keys=True) for one in value}
+        if len(texts) < len(value):
+            yield ValidationError("has non-unique elements")
+
+
+def _alike(value: Any) -> Any:
+    """The same for all that JSON Schema takes for equal (draft 2020-12, core, section 4.2.2): 1 and 1.0."""
+    if isinstance(value, dict):
+        return {name: _alike(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_alike(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def parse_json(body: bytes) -> Any:

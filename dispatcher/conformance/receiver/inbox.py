@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 #: requests that are kept at most; of more, the newest
 CAPACITY = 10_000
-#: bytes of requests that are kept at most
+#: bytes of memory that the requests which are kept take at most, about
 MAX_BYTES = 256 * 1024 * 1024
+#: bytes that a header takes beside its characters: two texts and a pair of them. Of thousands of short ones, which is
+#: what a head of some KiB may hold, that is the most
+_HEADER_BYTES = 200
 #: requests that the text of a TimeoutError shows at most
 SHOWN = 20
 
@@ -129,7 +132,7 @@ class Inbox:
         self._remove(request.number)
         self.total += 1
         entry = Entry(request=request, event=event_of(request), delivery=delivery_of(request))
-        size = len(request.raw) + len(request.body)
+        size = _size_of(request)
         self._kept[request.number] = _Kept(position=self.total, entry=entry, size=size)
         self._bytes += size
         while len(self._kept) > self.capacity or (self._bytes > self.max_bytes and len(self._kept) > 1):
@@ -307,6 +310,11 @@ class Watch:
 
 def _names(criteria: Criteria) -> Iterable[tuple[str, str | None]]:
     return (("event", criteria.event), ("delivery", criteria.delivery))
+
+
+def _size_of(request: Received) -> int:
+    headers = sum(len(name) + len(value) + _HEADER_BYTES for name, value in request.headers)
+    return len(request.raw) + len(request.body) + len(request.target) + headers
 
 
 def event_of(request: Received) -> str | None:

@@ -27,8 +27,6 @@ from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import Counter, WireServer
 from dispatcher.errors import ConfigError
 
-log = structlog.get_logger(__name__)
-
 #: what is done with a request after it was answered: a function, or one that is awaited
 Process = Callable[[Received], Awaitable[None] | None]
 
@@ -73,11 +71,13 @@ class Receiver:
         max_head: int = 65_536,
         max_body: int = 1_048_576,
         clock: Callable[[], float] = time.time,
+        log: structlog.typing.FilteringBoundLogger | None = None,
     ) -> None:
         """`authority` (PEM) is shown at the control port, which is there unless `control_port` is None; 0 picks a port.
 
         `name_server` listens as long as the receiver does, for names that lead here, or first here and then elsewhere.
-        `answer` is a 2xx status: to answer otherwise is what scripts are for. Raises ConfigError.
+        `answer` is a 2xx status: to answer otherwise is what scripts are for. `log` takes its lines, which go where
+        structlog is configured to write, otherwise. Raises ConfigError.
         """
         if not 200 <= answer <= 299:
             raise ConfigError("the answer to what is accepted is a 2xx status; a script gives others")
@@ -92,6 +92,7 @@ class Receiver:
         self._authority = authority
         self.name_server = name_server
         self._process = process
+        self._log: structlog.typing.FilteringBoundLogger = log or structlog.get_logger(__name__)
         self._scripts: dict[str, Script] = {}
         for path, text in (scripts or {}).items():
             self.script(path, text)
@@ -161,7 +162,7 @@ class Receiver:
         """A URL that carries the permission to send one result here, for `ttl` seconds. Raises ConfigError."""
         issuer = self.defences.policy.callback
         if issuer is None:
-            raise ConfigError("callback URLs need a secret to sign them with")
+            raise ConfigError("callback URLs need a secret to sign them with: a policy that has a `callback`")
         return issuer.url(
             self.url, id=id or secrets.token_hex(8), path=path, res_id=res_id or secrets.token_hex(8), ttl=ttl
         )
@@ -201,7 +202,7 @@ class Receiver:
     def _keep(self, request: Received) -> None:
         """Log it and put it into the inbox: whatever comes of it, it was seen."""
         names = [name_shown(name) for name, _ in request.headers[:_SHOWN_HEADERS]]
-        log.info(
+        self._log.info(
             "request",
             number=request.number,
             method=name_shown(request.method),
@@ -222,7 +223,7 @@ class Receiver:
         self.inbox.note(request.number, judgement=judgement)
         if (refusal := judgement.refusal) is not None:
             self._refused[refusal.defence] += 1
-            log.warning(
+            self._log.warning(
                 "refused",
                 number=request.number,
                 status=refusal.reply.status,
@@ -258,7 +259,7 @@ class Receiver:
                 self._counts["failed"] += 1
                 self.inbox.note(request.number, failure=type(exc).__name__)
                 # without its text, which may show what the request held
-                log.error("processing_failed", number=request.number, error=type(exc).__name__)
+                self._log.error("processing_failed", number=request.number, error=type(exc).__name__)
             finally:
                 self._queue.task_done()
 
@@ -280,7 +281,7 @@ class Receiver:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         if self._queue.qsize():
-            log.warning("not_processed", requests=self._queue.qsize())
+            self._log.warning("not_processed", requests=self._queue.qsize())
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -303,7 +304,7 @@ class Receiver:
     def _on_refused(self, reply: Reply, reason: str) -> None:
         number, self._broken = self._broken, None
         self._refused_on_the_wire[str(reply.status)] += 1
-        log.warning("refused", number=number, status=reply.status, defence="wire", reason=reason)
+        self._log.warning("refused", number=number, status=reply.status, defence="wire", reason=reason)
         if number is not None:
             self.inbox.note(number, status=reply.status)
 

@@ -56,9 +56,10 @@ _GRACE = 0.15
 _SHORTEST_SECRET = 8
 _SECRET_HEADER = re.compile(r"secret|token|authorization|cookie|key", re.IGNORECASE)
 
-#: what interpreters and frameworks print when something breaks
+#: what interpreters and frameworks print when something breaks. It is looked for in whatever a stranger answers, so
+#: that no part may begin anew at each character of a long run
 _TRACES = re.compile(
-    r"Traceback \(most recent call last\)|\bFile \"[^\"\n]+\", line \d+|^\s+at [\w$.<>]+ ?\([^)\n]*:\d+(:\d+)?\)"
+    r"Traceback \(most recent call last\)|\bFile \"[^\"\n]+\", line \d+|^[ \t]+at [\w$.<>]+ ?\([^)\n]*:\d+(:\d+)?\)"
     r"|Exception in thread|\bgoroutine \d+ \[|#\d+ /[\w./-]+\.php|\.rb:\d+:in |panicked at |Werkzeug Debugger"
     r"|at [\w.]+\([\w.]+\.java:\d+\)|\b\w+\.py\", line \d+",
     re.MULTILINE,
@@ -112,9 +113,11 @@ class Target:
             json.dumps(self.payload, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise ConfigError("The target's payload cannot be written as JSON.") from None
-        amounts = (self.deadline, self.prompt, self.tolerance, self.too_large)
-        if not (all(0 < amount < math.inf for amount in amounts) and 0 <= self.patience < math.inf):
-            raise ConfigError("The target's deadlines, tolerance and sizes are numbers greater than zero.")
+        for name in ("deadline", "prompt", "tolerance", "too_large"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"The target's {name} is a number greater than zero.")
+        if not 0 <= self.patience < math.inf:
+            raise ConfigError("The target's patience is a number of seconds, or 0.")
 
     @property
     def origin(self) -> str:

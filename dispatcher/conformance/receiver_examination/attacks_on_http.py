@@ -219,7 +219,9 @@ async def _refuses_long_targets(attacker: Attacker) -> str:
 async def _gives_up_stalled_requests(attacker: Attacker) -> str:
     patience = attacker.target.patience
     if not patience:
-        raise CannotTell("It would take as long as the receiver's patience: tell the probe how long that is.")
+        raise CannotTell(
+            "It takes as long as the receiver's patience: say how long that is by `--patience`, or `Target.patience`."
+        )
     message = attacker.message()
     half = attacker.raw(message)[: -len(message.body) // 2]
 

@@ -12,7 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from dispatcher.conformance.receiver_examination import attacks, attacks_on_http
+from dispatcher.conformance.receiver_examination import (
+    answers,
+    attacks_on_freshness,
+    attacks_on_http,
+    attacks_on_signatures,
+)
 from dispatcher.conformance.receiver_examination.attacker import Attacker, Effects, Target, TooManyRequests
 from dispatcher.conformance.receiver_examination.caller import Answer
 from dispatcher.conformance.receiver_examination.requirements import CannotTell, Check
@@ -21,7 +26,13 @@ from dispatcher.errors import ConfigError
 
 __all__ = ["REQUIREMENTS", "Effects", "Target", "probe"]
 
-_CHECKS: tuple[Check, ...] = (*attacks.CHECKS, *attacks_on_http.CHECKS, *attacks.LAST_CHECKS)
+_CHECKS: tuple[Check, ...] = (
+    *answers.CHECKS,
+    *attacks_on_signatures.CHECKS,
+    *attacks_on_freshness.CHECKS,
+    *attacks_on_http.CHECKS,
+    *answers.LAST_CHECKS,
+)
 
 #: all that is asked of a receiver, in the order in which it is looked for
 REQUIREMENTS: tuple[Requirement, ...] = tuple(check.requirement for check in _CHECKS)

@@ -9,7 +9,9 @@ import asyncio
 import base64
 import contextlib
 import itertools
+import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ import msgspec
 
 from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED_NETWORK, Neighbourhood
 from dispatcher.conformance.sender_examination.senders import ABILITIES, Names, Refused, Subscribed, Wish
+from dispatcher.conformance.signatures.schemes import parse_public_key
 from dispatcher.errors import ConfigError
 
 #: seconds within which each call is answered, and within which the command ends when stdin does
@@ -70,6 +73,8 @@ class CommandSender:
                 stdout=asyncio.subprocess.PIPE,
                 cwd=self._cwd,
                 limit=MAX_LINE_BYTES,
+                # so that what it starts itself can be ended with it
+                start_new_session=True,
             )
         except OSError as exc:
             raise ConfigError(f"the command of the sender cannot be run: {exc.strerror}") from exc
@@ -77,7 +82,7 @@ class CommandSender:
         try:
             about = await self._call("hello", **self._surroundings)
             self.name = str(about.get("name", self.name))
-            self.abilities = frozenset(about.get("abilities", ()))
+            self.abilities = _abilities(about)
             unknown = sorted(self.abilities - ABILITIES.keys())
             if unknown:
                 raise ConfigError(f"the sender says that it can {unknown[0]!r}, which is no ability")
@@ -107,7 +112,11 @@ class CommandSender:
             timeout=wish.timeout,
             **_further(wish),
         )
-        return Subscribed(id=str(made.get("id", "")), public_key=made.get("public_key"))
+        public_key = made.get("public_key")
+        if public_key is not None:
+            # now, and not where it is first needed: there it would look like a fault of the kit
+            parse_public_key(str(public_key))
+        return Subscribed(id=str(made.get("id", "")), public_key=public_key and str(public_key))
 
     async def publish(self, event: str, payload: bytes) -> None:
         """Publish an event with these bytes as its payload. Raises Refused."""
@@ -166,14 +175,15 @@ class CommandSender:
         assert self._process.stdout is not None
         try:
             async for line in self._process.stdout:
-                with contextlib.suppress(msgspec.DecodeError, AttributeError):
+                with contextlib.suppress(msgspec.DecodeError, RecursionError):
                     found = msgspec.json.decode(line)
-                    answer = self._waiting.get(found.get("id"))
+                    id_ = found.get("id") if isinstance(found, dict) else None
+                    answer = self._waiting.get(id_) if isinstance(id_, int) else None
                     if answer is not None and not answer.done():
                         answer.set_result(found)
         except ValueError:
             # A line longer than the limit: nothing that follows can be trusted.
-            self._process.kill()
+            self._kill()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(ConnectionError())
@@ -183,16 +193,37 @@ class CommandSender:
         self._process.stdin.close()
         try:
             async with asyncio.timeout(END_WITHIN):
-                await self._process.wait()
+                await self._over()
         except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        await self._reading
+            self._kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_WITHIN):
+                    await self._over()
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _over(self) -> None:
+        """Wait until the command has ended, and nothing that it has started can write any more."""
+        await self._process.wait()
+        await asyncio.wait({self._reading})
+
+    def _kill(self) -> None:
+        """End it with what it has started: its pipes are open as long as any of them has them."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _further(wish: Wish) -> dict[str, object]:
     """What is asked only of senders that said they can: others need not know of it."""
     return {name: value for name, value in (("handshake", wish.handshake), ("body", wish.body)) if value}
+
+
+def _abilities(about: dict[str, Any]) -> frozenset[str]:
+    """What the sender says that it can do. Raises ConfigError."""
+    named = about.get("abilities", [])
+    if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+        raise ConfigError("the sender's `abilities` are not a list of texts")
+    return frozenset(named)
 
 
 def _header(about: dict[str, Any], key: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from dispatcher.conformance.results import Attempt, Outcome, Report, Result, Tim
 from dispatcher.conformance.sender_examination.checks import CHECKS, Check
 from dispatcher.conformance.sender_examination.checks.judging import Unproven
 from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
-from dispatcher.conformance.sender_examination.scenarios import SCENARIOS, Observed, Scenario
+from dispatcher.conformance.sender_examination.scenario import Observed, Scenario
+from dispatcher.conformance.sender_examination.scenarios import SCENARIOS
 from dispatcher.conformance.sender_examination.senders import ABILITIES, Refused, Sender
 from dispatcher.conformance.sender_examination.stage import Stage, Unplayable
 from dispatcher.errors import ConfigError

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, all_of, check, first, tries
-from dispatcher.conformance.sender_examination.scenarios import RISING, Observed
+from dispatcher.conformance.sender_examination.checks.judging import (
+    MUST,
+    SHOULD,
+    Unproven,
+    all_of,
+    check,
+    first,
+    tries,
+    unless_mute,
+)
+from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.attempts import RISING
 from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, OWASP_SSRF, STANDARD
 
@@ -20,6 +30,8 @@ def _(seen: Observed) -> str | None:
 
 @check("RETRY-02", MUST, "retries", STANDARD, "What was answered with 2xx is not sent again.")
 def _(seen: Observed) -> str | None:
+    if all(len(subject.seen) < 4 for subject in seen.subjects.values()):
+        raise Unproven("it shows nothing: no message came the fourth time, which is answered with 2xx")
     many = [subject for subject in seen.subjects.values() if len(subject.seen) > 4]
     return f"a message came {len(many[0].seen)} times, the fourth time with success" if many else None
 
@@ -157,6 +169,7 @@ def _(seen: Observed) -> str | None:
 
 @check("REDIR-01", MUST, "redirects", OWASP_SSRF, "No redirect is followed.")
 def _(seen: Observed) -> str | None:
+    unless_mute(seen)
     came = seen["elsewhere"].seen
     return f"{len(came)} requests came to where the redirects point" if came else None
 

@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, all_of, check, each, first
-from dispatcher.conformance.sender_examination.cloudevents_scenarios import DENIALS, GRANTED_RATE, GRANTS
 from dispatcher.conformance.sender_examination.handshakes import ORIGIN
 from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.cloudevents import DENIALS, GRANTED_RATE, GRANTS
 from dispatcher.conformance.sender_examination.stage import STRUCTURED, Seen, Subject
 from dispatcher.conformance.sources import CLOUDEVENTS, CLOUDEVENTS_CORE, CLOUDEVENTS_HTTP, CLOUDEVENTS_JSON
 from dispatcher.conformance.wire.requests import Received
@@ -151,7 +151,10 @@ def _each(seen: Observed, wrong: Callable[[Subject, Seen], str | None]) -> str |
 
 def _value(text: bytes) -> Any:
     """A JSON value, whatever its spelling. Raises ValueError."""
-    return _plain(json.loads(text, parse_float=Decimal))
+    try:
+        return _plain(json.loads(text, parse_float=Decimal))
+    except (ArithmeticError, RecursionError):
+        raise ValueError("no JSON that anybody can read") from None
 
 
 def _plain(value: Any) -> Any:
@@ -262,7 +265,7 @@ def _(seen: Observed) -> str | None:
 def _event(one: Seen) -> dict[str, Any] | None:
     try:
         found = json.loads(one.request.body, parse_float=Decimal)
-    except (ValueError, RecursionError):
+    except (ArithmeticError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -326,7 +329,10 @@ def _(seen: Observed) -> str | None:
             return _wrong_base64(subject, event["data_base64"])
         if "data" not in event:
             return "there is no data"
-        same = _plain(event["data"]) == _value(subject.published[0])
+        try:
+            same = _plain(event["data"]) == _value(subject.published[0])
+        except RecursionError:
+            same = False
         return None if same else "the data is not what was published"
 
     return _each_event(seen, wrong)

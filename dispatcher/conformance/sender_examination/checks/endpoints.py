@@ -5,7 +5,8 @@ from __future__ import annotations
 from dispatcher.conformance.results import Source
 from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, Unproven, check, first, tries
 from dispatcher.conformance.sender_examination.neighbourhood import ADMITTED, LOOPBACK, MIXED, REBOUND
-from dispatcher.conformance.sender_examination.scenarios import DEADLINE, Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.endpoints import DEADLINE
 from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP11, OLD_TLS, OWASP_SSRF, STANDARD, TLS
 
@@ -71,6 +72,8 @@ def _(seen: Observed) -> str | None:
     "What never answers as a whole is not sent more often than the schedule says.",
 )
 def _(seen: Observed) -> str | None:
+    if not (seen["drip"].seen and seen["huge"].seen):
+        raise Unproven("it shows nothing: no request came")
     most = 2
     for name in ("drip", "huge"):
         many = [len(ones) for ones in seen[name].messages.values() if len(ones) > most]
@@ -103,10 +106,18 @@ def _disabled(seen: Observed) -> str | None:
     return "it is active" if seen.facts["active"] else None
 
 
+def _went_on(seen: Observed) -> str | None:
+    """What came after an answer that was to end it."""
+    before = int(str(seen.facts["before"]))
+    later = len(seen["subject"].seen) - before
+    if not before:
+        raise Unproven("it shows nothing: no request came that could be answered so")
+    return f"{later} requests came" if later else None
+
+
 @check("HEALTH-02", SHOULD, "gone", STANDARD, "After 410 nothing more is sent.")
 def _(seen: Observed) -> str | None:
-    later = len(seen["subject"].seen) - int(str(seen.facts["before"]))
-    return f"{later} requests came" if later else None
+    return _went_on(seen)
 
 
 @check("HEALTH-03", SHOULD, "unauthorized", CONTRACT, "An endpoint that refuses is disabled.")
@@ -116,8 +127,7 @@ def _(seen: Observed) -> str | None:
 
 @check("HEALTH-04", SHOULD, "unauthorized", CONTRACT, "To a disabled endpoint nothing is sent.")
 def _(seen: Observed) -> str | None:
-    later = len(seen["subject"].seen) - int(str(seen.facts["before"]))
-    return f"{later} requests came" if later else None
+    return _went_on(seen)
 
 
 @check("HEALTH-05", SHOULD, "enabling", CONTRACT, "What was published while it was disabled comes after it is enabled.")
@@ -132,19 +142,26 @@ def _(seen: Observed) -> str | None:
     return None if seen.facts["active"] else "it is not"
 
 
+def _unless_no_tls(seen: Observed, wrong: str | None) -> str | None:
+    """What was wrong. That nothing was means something only if the sender does send by TLS."""
+    if wrong is None and not seen["good"].seen:
+        raise Unproven("it shows nothing while TLS-04 fails: no request came")
+    return wrong
+
+
 @check("TLS-01", MUST, "tls", TLS, "An expired certificate is refused.")
 def _(seen: Observed) -> str | None:
-    return "a request came" if seen["expired"].seen else None
+    return _unless_no_tls(seen, "a request came" if seen["expired"].seen else None)
 
 
 @check("TLS-02", MUST, "tls", TLS, "A certificate for another host is refused.")
 def _(seen: Observed) -> str | None:
-    return "a request came" if seen["other-host"].seen else None
+    return _unless_no_tls(seen, "a request came" if seen["other-host"].seen else None)
 
 
 @check("TLS-03", MUST, "tls", TLS, "A certificate that nobody vouches for is refused.")
 def _(seen: Observed) -> str | None:
-    return "a request came" if seen["self-signed"].seen else None
+    return _unless_no_tls(seen, "a request came" if seen["self-signed"].seen else None)
 
 
 @check("TLS-04", MUST, "tls", TLS, "A certificate that is in order is accepted.")
@@ -154,7 +171,8 @@ def _(seen: Observed) -> str | None:
 
 @check("TLS-05", MUST, "tls", OLD_TLS, "An endpoint that speaks nothing newer than TLS 1.1 is refused.")
 def _(seen: Observed) -> str | None:
-    return first(f"a request came by TLS {version}" for version in ("1.0", "1.1") if seen[f"tls-{version}"].seen)
+    old = first(f"a request came by TLS {version}" for version in ("1.0", "1.1") if seen[f"tls-{version}"].seen)
+    return _unless_no_tls(seen, old)
 
 
 @check("EGRESS-01", MUST, "own-machine", OWASP_SSRF, "As in production, nothing is sent to the sender's own machine.")
@@ -235,10 +253,13 @@ def _(seen: Observed) -> str | None:
 
 @check("EGRESS-06", MUST, "names", OWASP_SSRF, "Of a name's addresses none is connected to that is refused by itself.")
 def _(seen: Observed) -> str | None:
-    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED))
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED) or _gone_astray(seen, "apart", MIXED))
 
 
 @check("EGRESS-07", SHOULD, "names", OWASP_SSRF, "A name with one address that is refused is sent nothing at all.")
 def _(seen: Observed) -> str | None:
-    sent = first(f"{one.name}: a request came to {one.seen[0].at}" for one in _of_kind(seen, "mixed") if one.seen)
-    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED) or sent)
+    together, apart = ([one for one in _of_kind(seen, kind) if one.seen] for kind in ("mixed", "apart"))
+    # A sender that was told of one family in time, and not of the other, has met no bad address.
+    sent = [*together, *(apart if len(apart) > 1 else ())]
+    text = f"{sent[0].name}: a request came to {sent[0].seen[0].at}" if sent else None
+    return _unless_unproven(seen, _gone_astray(seen, "mixed", MIXED) or text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dispatcher.conformance.results import Level, Requirement, Source
-from dispatcher.conformance.sender_examination.scenarios import Observed
+from dispatcher.conformance.sender_examination.scenario import Observed
 from dispatcher.conformance.sender_examination.stage import Seen, Subject
 
 MUST, SHOULD, MAY = Level.MUST, Level.SHOULD, Level.MAY
@@ -44,6 +44,12 @@ def check(id_: str, level: Level, scenario: str, source: Source, title: str) -> 
         return judge
 
     return register
+
+
+def unless_mute(observed: Observed) -> None:
+    """That nothing is wrong with what came says nothing where nothing came. Raises Unproven."""
+    if not observed.seen:
+        raise Unproven("it shows nothing: no request came")
 
 
 def each(subject: Subject, wrong: Callable[[Seen], str | None]) -> str | None:

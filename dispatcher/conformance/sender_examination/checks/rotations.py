@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dispatcher.conformance.sender_examination.checks.judging import SHOULD, check, first
-from dispatcher.conformance.sender_examination.rotation_scenarios import MANY, ONE
 from dispatcher.conformance.sender_examination.scenario import Observed
+from dispatcher.conformance.sender_examination.scenarios.rotations import MANY, ONE
 from dispatcher.conformance.sender_examination.stage import Seen
 from dispatcher.conformance.sources import CONTRACT, STANDARD
 

@@ -7,8 +7,15 @@ import hmac
 from dataclasses import replace
 
 from dispatcher.conformance.results import Source
-from dispatcher.conformance.sender_examination.checks.judging import MUST, SHOULD, check, each, signature_fault
-from dispatcher.conformance.sender_examination.scenarios import Observed
+from dispatcher.conformance.sender_examination.checks.judging import (
+    MUST,
+    SHOULD,
+    check,
+    each,
+    signature_fault,
+    unless_mute,
+)
+from dispatcher.conformance.sender_examination.scenario import Observed
 from dispatcher.conformance.sender_examination.stage import Seen, Subject
 from dispatcher.conformance.signatures.http_signatures import Message, Mismatch, check_content_digest
 from dispatcher.conformance.signatures.schemes import ANYBODYS
@@ -150,6 +157,7 @@ def _is_movable(subject: Subject, scheme: str, one: Seen) -> str | None:
     "SIGN-29", SHOULD, "signed-by-rfc9421", rfc(9421, "7.2.2"), "A retry is signed anew: `created` is of the attempt."
 )
 def _(seen: Observed) -> str | None:
+    unless_mute(seen)
     for ones in seen["signed"].messages.values():
         # they are more than a second apart
         times = [seen["signed"].verify("rfc9421", one.request).timestamp for one in ones]

@@ -1,4 +1,4 @@
-"""A rotation as its receivers live through it: each knows one secret, and refuses what is not signed with that."""
+"""The situations of a rotation: with an overlap and without, and as receivers live through it that know one secret."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dispatcher.conformance.sender_examination.stage import Stage, Subject
 MANY, ONE = "standard", "websub"
 #: seconds for which both secrets are good: longer than this lasts
 _OVERLAP = 3600.0
+_NEW_SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"  # noqa: S105 - of the kit's own subjects
 
 
 @scenario(
@@ -63,3 +64,24 @@ async def _taken(subject: Subject, before: int, secret: str | None) -> None:
         count += 1
         if subject.verify(subject.schemes[0], subject.seen[count - 1].request, secret=secret).is_good:
             return
+
+
+@scenario("A secret is rotated with an overlap; receivers know one or the other.", "rotate", "schedule")
+async def _rotation(stage: Stage, _authority: Authority) -> Observed:
+    both = stage.place("both", schemes=("standard",))
+    old = stage.place("old", "401,200", schemes=("websub",))
+    for subject in (both, old):
+        await stage.subscribe(subject)
+        assert subject.subscribed is not None
+        await stage.sender.rotate(subject.subscribed.id, _NEW_SECRET, overlap=_OVERLAP)
+        await stage.publish(subject)
+    await asyncio.gather(both.wait(1, within=PROMPT), old.wait(2, within=PROMPT))
+    at_once = stage.place("at-once", schemes=("standard",))
+    await stage.subscribe(at_once)
+    assert at_once.subscribed is not None
+    await stage.sender.rotate(at_once.subscribed.id, _NEW_SECRET, overlap=0.0)
+    # The sender may use a moment to make the change known everywhere.
+    await at_once.rest(SILENCE)
+    await stage.publish(at_once)
+    await at_once.wait(1, within=PROMPT)
+    return observed(both, old, at_once, new=_NEW_SECRET)
