@@ -83,7 +83,12 @@ class Good:
     @property
     def url(self) -> str:
         """Where it takes webhooks."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}/hooks/a?of=b"
+        return self.url_at(self.port, secure=self.tls is not None)
+
+    @staticmethod
+    def url_at(port: int, *, secure: bool = False) -> str:
+        """The same for a port."""
+        return f"{'https' if secure else 'http'}://127.0.0.1:{port}/hooks/a?of=b"
 
     async def count(self, message_id: str) -> int:
         """How often a message was processed."""

@@ -73,7 +73,9 @@ def _escapes(mutant: Mutant, report: Report) -> list[str]:
 
 
 @pytest.mark.timeout(400)  # most of it is waiting, and a busy machine makes it longer
-async def test_every_mutant_is_caught(senders: Nursery, authority: Authority, certificate: Path) -> None:
+async def test_every_mutant_is_caught(
+    senders: Nursery, authority: Authority, certificate: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each mutant fails each check that is meant for it, for what it does wrong."""
     at_once = asyncio.Semaphore(AT_ONCE)
 
@@ -96,13 +98,16 @@ async def test_every_mutant_is_caught(senders: Nursery, authority: Authority, ce
     found = await asyncio.gather(*(escapes(mutant) for mutant in ordered if not mutant.is_known_by_distances))
     # by themselves, since a crowd would hide them
     found += await asyncio.gather(*(look_again(mutant) for mutant in ordered if mutant.is_known_by_distances))
-    print(f"{found.count([])} of {len(found)} mutants caught")
+    with capsys.disabled():
+        print(f"\n{found.count([])} of {len(found)} broken senders caught by the checks meant for them")
     escaped = [text for wrong in found for text in wrong]
     assert not escaped, "\n".join(escaped)
 
 
 @pytest.mark.timeout(400)
-async def test_the_good_are_not_blamed(senders: Nursery, authority: Authority, certificate: Path) -> None:
+async def test_the_good_are_not_blamed(
+    senders: Nursery, authority: Authority, certificate: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """However a good sender does it: nothing of weight fails."""
     at_once = asyncio.Semaphore(GOOD_AT_ONCE)
 
@@ -115,6 +120,8 @@ async def test_the_good_are_not_blamed(senders: Nursery, authority: Authority, c
         return [*wrong, f"{name}: skipped {skipped}"] if good.is_complete and skipped else wrong
 
     found = await asyncio.gather(*(blamed(name, good) for name, good in GOOD.items()))
+    with capsys.disabled():
+        print(f"\n{found.count([])} of {len(found)} good senders blamed for nothing")
     wrong = [text for one in found for text in one]
     assert not wrong, "\n".join(wrong)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,21 @@ from tests.conformance.broken_receivers import (
     Request,
     VerifiesSpacedJsonOnly,
 )
+from tests.conformance.lone_receivers import Lone, lone
+from tests.support.forking import ForkServer
 
 SEED = bytes(range(32))
 PUBLIC = Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
 
 
-def target_of(receiver: Good, **settings: Any) -> Target:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Where broken receivers come from."""
+    with contextlib.closing(ForkServer("tests.conformance.broken_receivers")) as server:
+        yield server
+
+
+def target_of(receiver: Good | Lone, **settings: Any) -> Target:
     chosen = {
         "schemes": (receiver.scheme,),
         "deadline": 5.0,
@@ -135,8 +146,8 @@ async def test_nothing_fails_at_a_good_receiver_of_any_scheme(scheme: str) -> No
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda one: one.__name__)
-async def test_a_broken_receiver_is_found_out(broken: type[Good]) -> None:
-    async with broken() as receiver:
+async def test_a_broken_receiver_is_found_out(broken: type[Good], forks: ForkServer) -> None:
+    async with lone(broken, forks) as receiver:
         report = await probe(target_of(receiver, **broken.settings), only={broken.caught_by})
     assert outcomes(report) == {broken.caught_by: Outcome.FAILED}
     detail = report.results[0].detail
@@ -144,10 +155,11 @@ async def test_a_broken_receiver_is_found_out(broken: type[Good]) -> None:
     assert SECRET not in detail
 
 
-def test_the_score() -> None:
+def test_the_score(capsys: pytest.CaptureFixture[str]) -> None:
     meant = {one.caught_by for one in BROKEN}
-    print(f"{len(BROKEN)} broken receivers, found out by {len(meant)} of {len(REQUIREMENTS)} requirements")
-    print("no broken one for:", ", ".join(one.id for one in REQUIREMENTS if one.id not in meant))
+    with capsys.disabled():
+        print(f"\n{len(BROKEN)} broken receivers, found out by {len(meant)} of {len(REQUIREMENTS)} requirements")
+        print("no broken one for:", ", ".join(one.id for one in REQUIREMENTS if one.id not in meant))
     assert len(BROKEN) >= 20
     heavy = {one.id for one in REQUIREMENTS if one.level is Level.MUST}
     assert len(heavy - meant) <= 2

@@ -42,7 +42,7 @@ def resident(process: int) -> int:
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> None:
+async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def misbehave(exchange: Exchange) -> None:
         name = exchange.request.path.strip("/")
         step = Script.parse(name + SETTINGS.get(name, "")).next(exchange.request)
@@ -62,7 +62,8 @@ async def test_each_misbehaviour_is_survived_and_recorded(tmp_path: Path) -> Non
         await asyncio.to_thread(server.stop)
         await asyncio.gather(*(receiver.close() for receiver in receivers.values()))
     expected = {name: {FAULTS[name].expects} for name in STEADY}
-    print(f"MiB after each round: {[size // 1_048_576 for size in sizes]}")
+    with capsys.disabled():
+        print(f"\n{len(STEADY)} misbehaviours; MiB of memory after each round: {[size // 1_048_576 for size in sizes]}")
     assert outcomes == expected
     assert sizes[-1] - sizes[0] < GROWTH, [size // 1_048_576 for size in sizes]
 
