@@ -264,19 +264,26 @@ def parse(url: str) -> Target:
         raise EgressRefused("the URL has a fragment")
     if not match["path"].isascii():
         raise EgressRefused("the path is not ASCII; percent-encode it")
-    if "@" in match["authority"]:
-        raise EgressRefused("the URL has user information")
-    authority = _AUTHORITY.fullmatch(match["authority"])
-    if authority is None:
-        raise EgressRefused("the host is not valid")
-    host, literal = _parse_ipv6(authority["ipv6"]) if authority["host"] is None else _parse_host(authority["host"])
+    host, literal, port = _parse_authority(match["authority"])
     return Target(
         scheme=scheme,
         host=host,
-        port=DEFAULT_PORTS[scheme] if authority["port"] is None else _parse_port(authority["port"]),
+        port=DEFAULT_PORTS[scheme] if port is None else port,
         path=match["path"] if match["path"].startswith("/") else f"/{match['path']}",
         literal=literal,
     )
+
+
+@functools.lru_cache(maxsize=4_096)  # no secret stands there, and most of a service's messages go to a few hosts
+def _parse_authority(text: str) -> tuple[str, Address | None, int | None]:
+    """Host, its address if it is one, and port, if there is one."""
+    if "@" in text:
+        raise EgressRefused("the URL has user information")
+    authority = _AUTHORITY.fullmatch(text)
+    if authority is None:
+        raise EgressRefused("the host is not valid")
+    host, literal = _parse_ipv6(authority["ipv6"]) if authority["host"] is None else _parse_host(authority["host"])
+    return host, literal, None if authority["port"] is None else _parse_port(authority["port"])
 
 
 def admit(target: Target, policy: EgressPolicy) -> None:

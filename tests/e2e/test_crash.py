@@ -275,6 +275,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
                     "retry_schedule": "[0.2, 0.5, 1, 1, 1, 1, 1, 1]",
                     "send_timeout": "5",
                     "log_level": "warning",
+                    # whose steps the launcher knows
+                    "transport": "http1",
                 },
                 options=("--processors", "tests.e2e.crash.processors"),
                 launcher="tests.e2e.crash.launcher",

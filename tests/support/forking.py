@@ -44,33 +44,34 @@ class ForkServer:
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
-        self._process: subprocess.Popen[bytes] | None = None
-        self._path = ""
+        #: by the network that they are in: what is forked is in the same one
+        self._running: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
         self._lock = threading.Lock()
 
     @property
     def path(self) -> str:
-        """Where it listens."""
+        """Where it listens, in the network that this thread is in (see tests.support.netns)."""
         with self._lock:
-            if self._process is None:
-                self._start()
-            return self._path
+            network = _network()
+            if network not in self._running:
+                self._running[network] = self._start()
+            return self._running[network][0]
 
-    def _start(self) -> None:
+    def _start(self) -> tuple[str, subprocess.Popen[bytes]]:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server", *self._modules],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert self._process.stdout is not None
-        self._path = self._process.stdout.readline().decode().strip()
-        if not self._path:
-            self._process.communicate()
-            self._process = None
+        assert process.stdout is not None
+        path = process.stdout.readline().decode().strip()
+        if not path:
+            process.communicate()
             raise AssertionError("the fork server did not start; stderr says why")
+        return path, process
 
     def command(self, module: str, *arguments: str) -> list[str]:
         """A command that runs a module, for those who start processes themselves."""
@@ -79,9 +80,16 @@ class ForkServer:
     def close(self) -> None:
         """End it, and all that it has forked."""
         with self._lock:
-            if self._process is not None:
-                self._process.communicate()  # its stdin ends
-                self._process = None
+            for _, process in self._running.values():
+                process.communicate()  # its stdin ends
+            self._running.clear()
+
+
+def _network() -> int:
+    """What tells one network namespace from another; 0 where there is no such thing."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/thread-self/ns/net").stat().st_ino
+    return 0
 
 
 class Forked:

@@ -219,7 +219,7 @@ from tests.support.forking import Forked, ForkServer
 server = ForkServer("json")
 process = Forked(server, "program", ["sleep"], stdout=subprocess.PIPE)
 process.stdout.readline()
-print(process.pid, server._process.pid, server.path, flush=True)
+print(process.pid, next(iter(server._running.values()))[1].pid, server.path, flush=True)
 time.sleep(600)
 """
 
