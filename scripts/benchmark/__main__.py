@@ -23,6 +23,8 @@ from scripts.benchmark.scene import FULL, QUICK, Case
 
 #: rounds of each case
 ROUNDS, QUICK_ROUNDS = 5, 1
+#: signals that end a run
+ENDING = (signal.SIGINT, signal.SIGTERM)
 #: columns of a report that goes into a file
 PLAIN_WIDTH = 140
 
@@ -30,7 +32,8 @@ PLAIN_WIDTH = 140
 def main() -> int:
     """Run what is asked for. The exit status is 1 when a figure could not be trusted."""
     arguments = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in ENDING:
+        signal.signal(number, _interrupt)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     errors = Console(stderr=True, width=PLAIN_WIDTH)
     count = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
@@ -99,7 +102,9 @@ def _positive(text: str) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # What was started is ended on the way out, as at ctrl-C.
+    # What was started is ended on the way out; a second ctrl-C must not cut that short.
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -210,7 +210,8 @@ class _Run:
                 self._go_on(connection)
         else:
             await self._keep_rate(self._job.rate, began)
-        if self._under_way or self._late:
+        while self._under_way or self._late:
+            self._over.clear()
             await self._over.wait()
         ended = time.monotonic()
         if self._job.moments is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import ssl
 import sys
@@ -17,6 +16,7 @@ import httpx
 
 from scripts.benchmark import processes
 from scripts.benchmark.processes import Child
+from scripts.benchmark.tools import NGINX, program
 
 LOOPBACK = "127.0.0.1"
 
@@ -119,8 +119,8 @@ def loopback_hosts(count: int) -> list[str]:
 @contextmanager
 def receiving(folder: Path, *, hosts: int = 1, certificate: Path | None = None) -> Iterator[Receiver]:
     """nginx; our own receiver where nginx is not to be had."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
+    nginx = program(NGINX)
+    if nginx is None:
         with timing(folder, hosts=hosts, certificate=certificate) as receiver:
             yield receiver
         return
@@ -134,7 +134,7 @@ def receiving(folder: Path, *, hosts: int = 1, certificate: Path | None = None) 
             certificate=f"    ssl_certificate {certificate}; ssl_certificate_key {certificate};" if certificate else "",
         )
     )
-    command = [program, "-c", str(config), "-e", str(folder / "nginx-errors.log"), "-p", str(folder)]
+    command = [nginx, "-c", str(config), "-e", str(folder / "nginx-errors.log"), "-p", str(folder)]
     origins = [f"{'https' if certificate else 'http'}://{host}:{port}" for host in addresses]
     with processes.running(command, log=folder / "nginx.log") as child, _client(certificate) as client:
         _until_listening(child, addresses[-1], port)
