@@ -29,6 +29,8 @@ TRIAL = 0.1
 MARGIN, MARGIN_S = 1.5, 2.0
 #: and the shortest: the delivery that was refused is tried again after 5 s and a jitter, and must not come late
 SHORTEST_S = 7
+#: seconds that a pause may take, on a very slow machine
+LONGEST_PAUSE_S = 3600.0
 #: seconds for which those wait that are not to be drained: longer than any run
 FOR_LATER_S = 6 * 3600
 #: seconds of posts to the quiet endpoints
@@ -77,7 +79,7 @@ def _pause(dispatcher: Dispatcher, receiver: Receiver, origin: str, seconds: int
 def _until_open(receiver: Receiver, before: Count) -> float:
     return processes.until(
         lambda: receiver.count() > before.received + 1,
-        within=PATIENCE_S * 10,
+        within=LONGEST_PAUSE_S,
         what="the pause is over",
         every=0.005,
     )
