@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -30,7 +31,7 @@ PLAIN_WIDTH = 140
 
 
 def main() -> int:
-    """Run what is asked for. The exit status is 1 when a figure could not be trusted."""
+    """Run what is asked for. The exit status is 1 when a case has no figures that can be trusted."""
     arguments = _parser().parse_args()
     for number in ENDING:
         signal.signal(number, _interrupt)
@@ -68,7 +69,7 @@ def main() -> int:
         arguments.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
     if arguments.plot:
         arguments.plot.write_text(plot.draw(results))
-    return 0
+    return int(any(result.failed for result in results))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=_cases, default=_cases(""), metavar="A,B", help="run only these")
     parser.add_argument("--rounds", type=_positive, metavar="N", help=f"rounds of each case [{ROUNDS}]")
     parser.add_argument("--quick", action="store_true", help=f"small sizes, and {QUICK_ROUNDS} round if none is given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the throughputs there, as SVG")
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="write every figure there")
+    parser.add_argument("--plot", type=_writable, metavar="FILE", help="draw the throughputs there, as SVG")
     return parser
 
 
@@ -93,6 +94,14 @@ def _cases(text: str) -> list[Case]:
         return [ALL[name] for name in text.split(",")]
     except KeyError as exc:
         raise argparse.ArgumentTypeError(f"there is no case {exc}; there are {', '.join(ALL)}") from None
+
+
+def _writable(text: str) -> Path:
+    # Asked now: after half an hour it would be too late.
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")
+    return path
 
 
 def _positive(text: str) -> int:

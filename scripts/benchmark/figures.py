@@ -42,6 +42,8 @@ class CaseResult:
     compared: Sequence[str] = ("per_s",)
     #: one list of measurements a round, in the order in which they were taken
     rounds: list[list[Measurement]] = field(default_factory=list)
+    #: why there are no figures; then the rounds before it count for nothing either
+    failed: str | None = None
 
     def contenders(self) -> list[str]:
         """Who took part, in the order of their first turn."""

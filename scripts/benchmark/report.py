@@ -34,7 +34,10 @@ class Report:
             ", ".join(f"{name}: {value}" for name, value in self.machine.items()), style="dim", soft_wrap=True
         )
         for result in self.results:
-            console.print(_table(result))
+            if result.failed is None:
+                console.print(_table(result))
+            else:
+                console.print(f"{result.name}: no figures: {result.failed}", style="bold red", markup=False)
         for name, lacking in sorted(self.left_out.items()):
             console.print(f"left out: {name}, since this machine lacks {', '.join(sorted(lacking))}")
         if self.quick:
@@ -81,6 +84,7 @@ def _table(result: CaseResult) -> Table:
 def _case_json(result: CaseResult) -> dict[str, Any]:
     return {
         "about": result.about,
+        "failed": result.failed,
         "figures": {
             who: {name: asdict(result.spread(who, name)) for name in result.figures(who)} for who in result.contenders()
         },

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.figures import CaseResult, Measurement
 from scripts.benchmark.noise import Noise
 from scripts.benchmark.scene import Case, Scene, Sizes
@@ -21,15 +22,20 @@ def run(
     noise: Noise,
     say: Callable[[str], None],
 ) -> list[CaseResult]:
-    """All rounds of each case, case by case. Raises BenchmarkFailed for a figure that cannot be trusted."""
+    """All rounds of each case, case by case. A case with a figure that cannot be trusted has none, and says why."""
     results = []
     for case in cases:
         result = CaseResult(name=case.name, about=case.about, compared=case.compared)
         results.append(result)
-        for number in range(1, rounds + 1):
-            say(f"{case.name}: round {number} of {rounds}")
-            noise.spin()
-            result.rounds.append(_round(case, sizes, folder))
+        try:
+            for number in range(1, rounds + 1):
+                say(f"{case.name}: round {number} of {rounds}")
+                noise.spin()
+                result.rounds.append(_round(case, sizes, folder))
+        except BenchmarkFailed as exc:
+            say(f"{case.name}: no figures: {exc}")
+            result.failed = str(exc)
+            result.rounds.clear()
     return results
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from scripts.benchmark import processes, rounds
 from scripts.benchmark.cases import ALL
@@ -20,7 +23,8 @@ from scripts.benchmark.load import generate
 from scripts.benchmark.noise import Noise
 from scripts.benchmark.processes import ROOT
 from scripts.benchmark.receivers import timing
-from scripts.benchmark.scene import Sizes
+from scripts.benchmark.report import Report
+from scripts.benchmark.scene import Case, Contender, Figures, Scene, Sizes
 from scripts.benchmark.subject import serving
 from tests.support.server import until
 
@@ -31,6 +35,7 @@ def test_a_case_end_to_end(tmp_path: Path) -> None:
     """`latency` needs nothing beyond Python: dispatcher, load in a closed and an open loop, our own receiver."""
     noise = Noise()
     (result,) = rounds.run([ALL["latency"]], rounds=1, sizes=TINY, folder=tmp_path, noise=noise, say=lambda _text: None)
+    assert result.failed is None
     (measured,) = result.rounds[0]
     assert measured.contender == OURS
     assert measured.figures["per_s"] > 0
@@ -38,6 +43,27 @@ def test_a_case_end_to_end(tmp_path: Path) -> None:
     assert measured.figures["peak_mib"] > 10
     assert len(noise.spins) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_cannot_be_trusted_is_not_shown(tmp_path: Path) -> None:
+    """A contender that fails in its second round takes the first with it; the next case has its turn all the same."""
+    turns = itertools.count(1)
+
+    def unsteady(_scene: Scene) -> Figures:
+        if next(turns) == 2:
+            raise BenchmarkFailed("received: 9 of 10")
+        return {"per_s": 1.0}
+
+    cases = [
+        Case(name=name, about="", contenders=(Contender(name=OURS, run=unsteady),)) for name in ("unsteady", "steady")
+    ]
+    first, second = rounds.run(cases, rounds=2, sizes=TINY, folder=tmp_path, noise=Noise(), say=lambda _text: None)
+    assert (first.failed, first.rounds) == ("received: 9 of 10", [])
+    assert (second.failed, len(second.rounds)) == (None, 2)
+    Report(machine={}, results=[first, second], noise=Noise(), quick=True, rounds=2, left_out={}).show(
+        console := Console(record=True, file=StringIO())
+    )
+    assert "unsteady: no figures: received: 9 of 10" in console.export_text()
 
 
 def test_what_is_not_accepted_ends_it(tmp_path: Path) -> None:
@@ -83,10 +109,18 @@ def test_a_process_that_does_not_heed_is_killed(tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
 
 
-def test_an_unknown_case_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.benchmark", "--cases", "single,nope"]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cases", "single,nope"], "there is no case 'nope'"),
+        (["--rounds", "0"], "a number from 1 on"),
+        (["--json", "/nowhere/figures.json"], "cannot be written"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_said_before_it_begins(arguments: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "scripts.benchmark", *arguments]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "there is no case 'nope'" in done.stderr
+    assert said in done.stderr
