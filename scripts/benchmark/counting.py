@@ -45,8 +45,9 @@ class Count:
             )
 
 
-def warm_up(scene: Scene, dispatcher: Dispatcher, receiver: Receiver, job: Job) -> Outcome:
-    """Post and deliver before anything is measured: connections, caches, the interpreter's own."""
+def deliver_all(scene: Scene, dispatcher: Dispatcher, receiver: Receiver, job: Job) -> Outcome:
+    """Post, and wait until all is delivered: before anything is measured, so that connections and caches are warm, or
+    where only the moments count."""
     before = Count.now(dispatcher, receiver)
     outcome = generate(job, log=scene.log("load"))
     delivered(dispatcher, receiver, before, outcome.accepted)

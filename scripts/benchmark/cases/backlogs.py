@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack
 
 from scripts.benchmark import processes
-from scripts.benchmark.counting import PATIENCE_S, Count, delivered, throughput, used_since, warm_up
+from scripts.benchmark.counting import PATIENCE_S, Count, deliver_all, delivered, throughput, used_since
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.figures import OURS, latencies
 from scripts.benchmark.load import generate, read_moments
@@ -56,7 +56,7 @@ def _accept_backlog(scene: Scene, dispatcher: Dispatcher, receiver: Receiver) ->
     """Pause an endpoint's lane and have a backlog accepted; returns what was counted before."""
     url, size = f"{receiver.origins[0]}/results", scene.sizes.backlog
     trial = dispatcher.job(items=max(1, round(size * TRIAL)), urls=[url], **BULK)
-    pace = warm_up(scene, dispatcher, receiver, trial).per_s
+    pace = deliver_all(scene, dispatcher, receiver, trial).per_s
     before = Count.now(dispatcher, receiver)
     seconds = max(SHORTEST_S, math.ceil(size / pace * MARGIN + MARGIN_S))
     ends = time.monotonic() + seconds
@@ -93,7 +93,7 @@ def _beside(scene: Scene, waiting: int) -> Figures:
             later = dispatcher.job(items=waiting, urls=[f"{receiver.origins[1]}/results"], **BULK)
             generate(later, log=scene.log("load"))
         shape = {"urls": [f"{receiver.origins[0]}/results"], "connections": scene.sizes.connections}
-        warm_up(scene, dispatcher, receiver, dispatcher.job(items=scene.sizes.warm_up, **shape))
+        deliver_all(scene, dispatcher, receiver, dispatcher.job(items=scene.sizes.warm_up, **shape))
         figures = throughput(scene, dispatcher, receiver, dispatcher.job(seconds=scene.sizes.seconds, **shape))
         drained = _drained(scene, dispatcher, receiver)
         if dispatcher.ledger()["pending"] != waiting + bool(waiting):
@@ -109,7 +109,7 @@ def _overdue(scene: Scene) -> Figures:
         quiet = stack.enter_context(timing(scene.folder, hosts=sizes.quiet))
         dispatcher = stack.enter_context(serving(scene.folder))
         urls, moments = [f"{origin}/results" for origin in quiet.origins], scene.folder / "moments"
-        warm_up(scene, dispatcher, quiet, dispatcher.job(items=sizes.quiet, urls=urls))
+        deliver_all(scene, dispatcher, quiet, dispatcher.job(items=sizes.quiet, urls=urls))
         met = len(quiet.arrivals())
         before, used = _accept_backlog(scene, dispatcher, busy), dispatcher.usage()
         opened = _until_open(busy, before)

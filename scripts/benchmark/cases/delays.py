@@ -6,7 +6,7 @@ Time runs from the moment at which a post was due, so a late load generator or a
 from __future__ import annotations
 
 from scripts.benchmark import processes
-from scripts.benchmark.counting import PATIENCE_S, SLOWEST, throughput, used_since, warm_up
+from scripts.benchmark.counting import PATIENCE_S, SLOWEST, deliver_all, throughput, used_since
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.figures import OURS, latencies
 from scripts.benchmark.load import Job, generate, read_moments
@@ -34,7 +34,7 @@ def _latency(scene: Scene) -> Figures:
     figures: dict[str, float] = {"fsync_p50_ms": fsync.p50_ms, "fsync_p99_ms": fsync.p99_ms}
     with timing(scene.folder) as receiver, serving(scene.folder) as dispatcher:
         shape = {"urls": [f"{receiver.origins[0]}/results"], "connections": sizes.connections}
-        warm_up(scene, dispatcher, receiver, dispatcher.job(items=sizes.warm_up, **shape))
+        deliver_all(scene, dispatcher, receiver, dispatcher.job(items=sizes.warm_up, **shape))
         capacity = throughput(scene, dispatcher, receiver, dispatcher.job(seconds=sizes.seconds, **shape))
         figures |= {"per_s": capacity["per_s"]}
         for load in LOADS:
@@ -42,7 +42,7 @@ def _latency(scene: Scene) -> Figures:
             rate = capacity["per_s"] * load / 100
             items = max(1, round(rate * sizes.latency_seconds))
             job = dispatcher.job(items=items, rate=rate, first=met, moments=str(moments), **shape)
-            answers = warm_up(scene, dispatcher, receiver, job).answers
+            answers = deliver_all(scene, dispatcher, receiver, job).answers
             posted = list(read_moments(moments))
             took = [moment - posted[number - met] for number, moment in receiver.arrivals()[met:]]
             figures |= latencies(took, f"at{load}_received") | latencies(answers, f"at{load}_answer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.benchmark.certificates import make_certificate
-from scripts.benchmark.counting import throughput, warm_up
+from scripts.benchmark.counting import deliver_all, throughput
 from scripts.benchmark.figures import OURS
 from scripts.benchmark.receivers import receiving, trust
 from scripts.benchmark.rivals import AIOHTTP, CEILING, HTTPX, TLS_CEILING
@@ -41,7 +41,7 @@ def _tasks(scene: Scene, *, hosts: int = 1, tls: bool = False, **shape: Any) -> 
     ):
         urls = [f"{origin}/results" for origin in receiver.origins]
         shape |= {"urls": urls, "connections": scene.sizes.connections}
-        warm_up(scene, dispatcher, receiver, dispatcher.job(items=max(scene.sizes.warm_up, hosts), **shape))
+        deliver_all(scene, dispatcher, receiver, dispatcher.job(items=max(scene.sizes.warm_up, hosts), **shape))
         return throughput(scene, dispatcher, receiver, dispatcher.job(seconds=scene.sizes.seconds, **shape))
 
 
@@ -49,7 +49,7 @@ def _fanout(scene: Scene) -> Figures:
     with receiving(scene.folder) as receiver, serving(scene.folder) as dispatcher:
         dispatcher.subscribe([f"{receiver.origins[0]}/s/{index}" for index in range(scene.sizes.subscribers)])
         shape: dict[str, Any] = {"kind": "event", "connections": PUBLISHERS}
-        warm_up(scene, dispatcher, receiver, dispatcher.job(items=PUBLISHERS, **shape))
+        deliver_all(scene, dispatcher, receiver, dispatcher.job(items=PUBLISHERS, **shape))
         return throughput(scene, dispatcher, receiver, dispatcher.job(seconds=scene.sizes.seconds, **shape))
 
 
