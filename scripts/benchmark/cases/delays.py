@@ -24,8 +24,8 @@ BAD = {0: "hang", 1: "fail"}
 #: the other side of the noisy neighbour
 ALL_WELL = "all well"
 HEALTHY_SHARE = 1 - len(BAD) / 10
-#: number of the first item of the second job: far above those of the first, and at the start of a turn
-LATER = 1_000_000_000
+#: numbers of the first items of the second and third job: far above those before, and at the start of a turn
+SECOND, THIRD = 1_000_000_000, 2_000_000_000
 
 
 def _latency(scene: Scene) -> Figures:
@@ -53,17 +53,20 @@ def _neighbour(scene: Scene, *, troubled: bool) -> Figures:
     sizes, moments = scene.sizes, scene.folder / "moments"
     with timing(scene.folder, hosts=sizes.neighbours) as receiver, serving(scene.folder) as dispatcher:
         shape = {"urls": _urls(receiver, troubled=troubled), "connections": sizes.connections}
-        used = dispatcher.usage()
-        flood = dispatcher.job(seconds=sizes.seconds, **shape)
+        # Once round: all are connected, and what is to hang does.
+        first = dispatcher.job(items=sizes.neighbours, **shape)
+        _healthy_arrivals(scene, receiver, first, troubled=troubled)
+        used, before = dispatcher.usage(), receiver.count()
+        flood = dispatcher.job(seconds=sizes.seconds, first=SECOND, **shape)
         came = _healthy_arrivals(scene, receiver, flood, troubled=troubled)
         per_s = len(came) / (max(came.values()) - min(came.values()))
         # The same for both: what the first contender of the round found.
         rate = scene.shared.setdefault("steady", per_s / HEALTHY_SHARE * MODERATE)
         items = max(10, round(rate * sizes.latency_seconds))
-        steady = dispatcher.job(items=items, rate=rate, first=LATER, moments=str(moments), **shape)
+        steady = dispatcher.job(items=items, rate=rate, first=THIRD, moments=str(moments), **shape)
         came = _healthy_arrivals(scene, receiver, steady, troubled=troubled)
         posted = list(read_moments(moments))
-        took = [moment - posted[number - LATER] for number, moment in came.items()]
+        took = [moment - posted[number - THIRD] for number, moment in came.items()]
         dispatcher.until_delivered(receiver.taken(), within=PATIENCE_S)
         if dispatcher.ledger()["delivered"] != receiver.taken():
             raise BenchmarkFailed("what was answered with 200 is not what the ledger has as delivered")
@@ -71,7 +74,7 @@ def _neighbour(scene: Scene, *, troubled: bool) -> Figures:
             "per_s": per_s,
             **latencies(took, "healthy"),
             "deliveries": receiver.taken(),
-            **used_since(dispatcher, used.cpu_s, receiver.count()),
+            **used_since(dispatcher, used.cpu_s, receiver.count() - before),
         }
 
 
