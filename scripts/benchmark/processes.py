@@ -152,10 +152,13 @@ def _is_setting(name: str) -> bool:
 
 
 def until(condition: Callable[[], bool], *, within: float, what: str, every: float = 0.02) -> float:
-    """Wait until a condition holds; returns the monotonic time when it did. Raises BenchmarkFailed after `within` s."""
+    """Wait until a condition holds; returns the monotonic time of the look that found it.
+
+    Raises BenchmarkFailed after `within` seconds.
+    """
     deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BenchmarkFailed(f"not within {within:g} s: {what}")
+    while (looked := time.monotonic()) <= deadline:
+        if condition():
+            return looked
         time.sleep(every)
-    return time.monotonic()
+    raise BenchmarkFailed(f"not within {within:g} s: {what}")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -26,16 +25,27 @@ STOP_S = 3.0
 #: seconds between two looks at the ledger, which counts rows for each
 LOOK_S = 0.05
 
+_COMMAND = (sys.executable, "-m", "dispatcher.cli")
+
 
 class Dispatcher:
-    """A running dispatcher with an account of its own."""
+    """A running dispatcher, and an account of it."""
 
-    def __init__(self, child: Child, url: str, client: httpx.Client, token: str) -> None:
+    def __init__(self, child: Child, folder: Path, client: httpx.Client, token: str) -> None:
         self._child = child
+        self._folder = folder
         self._client = client
         self._token = token
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "", parts.port or 0
+        self._host, self._port = client.base_url.host, client.base_url.port or 0
+
+    @contextmanager
+    def for_account(self, account: str) -> Iterator[Dispatcher]:
+        """The same dispatcher, for another account."""
+        command = [*_COMMAND, "token", "create", "--account", account, "--data-dir", str(_data_dir(self._folder))]
+        command += ["--scope", "tasks:write", "--scope", "deliveries:read"]
+        token = processes.finished(command, log=self._folder / "token.log", within=processes.START_S).strip()
+        with _client(str(self._client.base_url), token) as client:
+            yield Dispatcher(self._child, self._folder, client, token)
 
     def job(self, **fields: Any) -> Job:
         """A job for the load generator against this dispatcher."""
@@ -86,8 +96,7 @@ class Dispatcher:
 @contextmanager
 def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Dispatcher]:
     """A dispatcher on a new data directory in `folder`."""
-    command = [sys.executable, "-m", "dispatcher.cli", "serve", "--dev", "--port", "0"]
-    command += ["--data-dir", str(folder / "data")]
+    command = [*_COMMAND, "serve", "--dev", "--port", "0", "--data-dir", str(_data_dir(folder))]
     with processes.running(command, log=folder / "dispatcher.log", environment=environment, patience=STOP_S) as child:
         token = ""
         for line in child.lines():
@@ -98,8 +107,15 @@ def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Itera
                 break
         else:
             raise child.failure("did not start")
-        headers = {"Authorization": f"Bearer {token}"}
-        with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
-            dispatcher = Dispatcher(child, url, client, token)
+        with _client(url, token) as client:
+            dispatcher = Dispatcher(child, folder, client, token)
             dispatcher.sign()
             yield dispatcher
+
+
+def _client(url: str, token: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False)
+
+
+def _data_dir(folder: Path) -> Path:
+    return folder / "data"
