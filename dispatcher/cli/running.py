@@ -11,13 +11,17 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 import uvloop
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from dispatcher.cli.speaking import fail
 from dispatcher.config import Settings, load
-from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.errors import ConfigError, DispatcherError, StoreUnavailable
 from dispatcher.installation import Installation, open_installation
 
 T = TypeVar("T")
+
+#: seconds for which a command tries to open a database that is busy
+PATIENCE = 20.0
 
 DataDir = Annotated[
     Path | None,
@@ -35,8 +39,15 @@ def read_settings(**options: Any) -> Settings:
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Installation]:
-    """The installation, open within the block."""
-    installation = await open_installation(settings)
+    """The installation, open within the block. A server that writes all the time may keep us waiting for a moment."""
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(StoreUnavailable),
+        wait=wait_random(0.05, 0.25),
+        stop=stop_after_delay(PATIENCE),
+        reraise=True,
+    ):
+        with attempt:
+            installation = await open_installation(settings)
     try:
         yield installation
     finally:
