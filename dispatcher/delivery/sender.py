@@ -194,7 +194,7 @@ def _record(
 
 def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
     seconds = record.ended - record.started
-    metrics.attempts.labels(answer.outcome).inc()
+    metrics.attempts_of(answer.outcome).inc()
     metrics.attempt_seconds.observe(seconds)
     log.info(
         "attempt",
