@@ -156,7 +156,7 @@ def classify(address: Address) -> Verdict:
     return Verdict.PUBLIC if address in _GLOBAL_UNICAST else Verdict.RESERVED
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)  # an identity is what `admit` can look up cheaply
 class EgressPolicy:
     """What the operator lets us send to. Deny always wins over allow.
 
@@ -257,19 +257,20 @@ def parse(url: str) -> Target:
     match = _URL.fullmatch(url)
     if match is None:
         raise EgressRefused("the URL is not absolute")
-    scheme = match["scheme"].lower()
+    scheme, authority, path, fragment = match.groups()
+    scheme = scheme.lower()
     if scheme not in DEFAULT_PORTS:
         raise EgressRefused("the scheme is not http or https")
-    if match["fragment"] is not None:
+    if fragment is not None:
         raise EgressRefused("the URL has a fragment")
-    if not match["path"].isascii():
+    if not path.isascii():
         raise EgressRefused("the path is not ASCII; percent-encode it")
-    host, literal, port = _parse_authority(match["authority"])
+    host, literal, port = _parse_authority(authority)
     return Target(
         scheme=scheme,
         host=host,
         port=DEFAULT_PORTS[scheme] if port is None else port,
-        path=match["path"] if match["path"].startswith("/") else f"/{match['path']}",
+        path=path if path.startswith("/") else f"/{path}",
         literal=literal,
     )
 
@@ -292,15 +293,23 @@ def admit(target: Target, policy: EgressPolicy) -> None:
     Raises:
         EgressRefused: scheme, port, host or literal address are not ones we send to.
     """
-    if target.scheme != "https" and not policy.allow_http:
-        raise EgressRefused("the scheme is not https")
-    if policy.ports is not None and target.port not in policy.ports:
-        raise EgressRefused("this port is not one we send to")
-    if _matches(target.host, policy.deny_hosts):
-        raise EgressRefused(REFUSED)
-    known = _LOCALHOST if _is_localhost(target.host) else target.literal
-    if known is not None:
-        vet((known,), target, policy)
+    refusal = _refusal(target.scheme, target.host, target.port, target.literal, policy)
+    if refusal is not None:
+        raise EgressRefused(refusal)
+
+
+@functools.lru_cache(maxsize=4_096)  # as for authorities: few hosts, and no secret
+def _refusal(scheme: str, host: str, port: int, literal: Address | None, policy: EgressPolicy) -> str | None:
+    """Why nothing is sent there, as far as that is known without DNS."""
+    if scheme != "https" and not policy.allow_http:
+        return "the scheme is not https"
+    if policy.ports is not None and port not in policy.ports:
+        return "this port is not one we send to"
+    if _matches(host, policy.deny_hosts):
+        return REFUSED
+    known = _LOCALHOST if _is_localhost(host) else literal
+    trusted = _matches(host, policy.allow_hosts)
+    return None if known is None or _permitted(known, policy, trusted=trusted) else REFUSED
 
 
 def vet(addresses: Sequence[Address], target: Target, policy: EgressPolicy) -> tuple[Address, ...]:

@@ -9,6 +9,13 @@ import time
 _last_ms = 0
 _counter = 0
 
+#: random ends that are ready: a call of the system for each id would cost more than all the rest of it
+_tails: list[str] = []
+#: how many are made together
+TOGETHER = 256
+# A child of a fork must not make ids from the same ones.
+os.register_at_fork(after_in_child=_tails.clear)
+
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -16,17 +23,25 @@ def new_id() -> str:
     """A new id. Ids made by one process are strictly increasing."""
     global _last_ms, _counter  # noqa: PLW0603 - the monotonic counter of RFC 9562 §6.2 is state of the process
     now = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
     if now > _last_ms:
         _last_ms = now
-        _counter = random >> 70 & 0x1FF
+        _counter = int(_tail()[-3:], 16) & 0x1FF
     else:
         _counter += 1
         if _counter > 0xFFF:
             _last_ms += 1
             _counter = 0
-    tail = random & 0x3FFF_FFFF_FFFF_FFFF
-    return f"{_last_ms << 80 | 0x7 << 76 | _counter << 64 | 0x2 << 62 | tail:032x}"
+    return f"{_last_ms:012x}7{_counter:03x}{_tail()}"
+
+
+def _tail() -> str:
+    """The variant and 62 random bits, used once."""
+    try:
+        return _tails.pop()
+    except IndexError:
+        digits = os.urandom(8 * TOGETHER).hex()
+        _tails.extend("89ab"[int(digits[at], 16) & 3] + digits[at + 1 : at + 16] for at in range(0, len(digits), 16))
+        return _tail()
 
 
 def is_id(text: str) -> bool:

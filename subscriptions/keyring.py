@@ -127,7 +127,7 @@ class _Stamp(NamedTuple):
 class _Keys:
     """The keys as one version of the file has them, and what is derived from them. It never changes."""
 
-    __slots__ = ("by_id", "cipher", "fingerprint_key", "first", "oldest", "signing_key", "stamp")
+    __slots__ = ("by_id", "cipher", "fingerprints", "first", "oldest", "signing_key", "stamp")
 
     def __init__(self, keys: Iterable[Key], *, stamp: _Stamp | None = None) -> None:
         keys = tuple(keys)
@@ -141,7 +141,8 @@ class _Keys:
         # derives them, wherever in the file it stands. Among equals the last one is the oldest, since new
         # keys go in front. They change only when that key is taken out of the file.
         self.oldest = min(reversed(keys), key=lambda key: key.created)
-        self.fingerprint_key = _derive(self.oldest, "fingerprint")
+        #: to be copied: to set up an HMAC each time costs more than to use it
+        self.fingerprints = hmac.new(_derive(self.oldest, "fingerprint"), digestmod="sha256")
         #: the version of the file
         self.stamp = stamp
         self.cipher: Callable[[bytes, str, str, int], AESGCM] = functools.lru_cache(CACHED_DATA_KEYS)(
@@ -304,8 +305,9 @@ class Keyring:
 
         Rotation does not change them (see `_Keys` for the key).
         """
-        message = _with_length(account) + text.encode("utf-8", "surrogatepass")
-        return hmac.digest(self._now().fingerprint_key, message, "sha256").hex()[:16]
+        digest = self._now().fingerprints.copy()
+        digest.update(f"{len(account)}:{account}{text}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
 
     def signing_key(self, purpose: str, kid: str | None = None) -> tuple[str, bytes]:
         """The id and the 32 bytes of the key that signs for `purpose`, such as API tokens (HS256).

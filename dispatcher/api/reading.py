@@ -16,7 +16,7 @@ from starlette.requests import Request
 from dispatcher import egress
 from dispatcher.api import problems, shapes
 from dispatcher.api.problems import invalid, too_large
-from dispatcher.bodies import Message, compose, rfc3339
+from dispatcher.bodies import Body, Message, compose, rfc3339
 from dispatcher.config import Settings
 from dispatcher.egress import EgressPolicy, Target
 from dispatcher.errors import EgressRefused, FieldError, Problem
@@ -129,15 +129,19 @@ class Reader:
         timeout = self._timeout(request.type, prefix)
         callback, token = self.callback(request, account=account, timeout=timeout, prefix=prefix)
         task_id, delivery_id = new_id(), new_id()
-        relay = request.type == RELAY
-        mode = request.body or (BodyMode.RAW if relay else BodyMode.ENVELOPE)
-        message = Message(
-            wire_id=delivery_id,
-            type=request.type,
-            payload=payload,
-            created_at_ms=time.time_ns() // 1_000_000,
-            task_id=task_id,
-        )
+        body: Body | None = None
+        if request.type == RELAY:
+            mode = request.body or BodyMode.RAW
+            message = Message(
+                wire_id=delivery_id,
+                type=request.type,
+                payload=payload,
+                created_at_ms=time.time_ns() // 1_000_000,
+                task_id=task_id,
+            )
+            body = compose(mode, message, source=self.settings.event_source)
+        else:
+            mode = request.body or BodyMode.ENVELOPE
         task = NewTask(
             id=task_id,
             delivery_id=delivery_id,
@@ -145,8 +149,8 @@ class Reader:
             type=request.type,
             body_mode=mode,
             callback=callback,
-            payload=None if relay else payload,
-            body=compose(mode, message, source=self.settings.event_source) if relay else None,
+            payload=payload if body is None else None,
+            body=body,
             metadata=self.metadata(request.metadata, f"{prefix}/metadata"),
             traceparent=trace,
         )
@@ -205,7 +209,7 @@ class Reader:
         callback = Callback(
             url=Secret(request.callback_url),
             secret=read_secret(request.secret, f"{prefix}/secret"),
-            headers=self.headers(request.headers or {}, f"{prefix}/headers"),
+            headers=self.headers(request.headers, f"{prefix}/headers") if request.headers else (),
             schemes=None if request.schemes is None else tuple(request.schemes),
             origin=target.origin,
             fingerprint=self.keyring.fingerprint(request.callback_url, account=account.id),
@@ -318,6 +322,8 @@ def read_secret(text: str | None, field: str) -> Secret | None:
 
 def _check_window(token: Token, deliver_before: datetime | None, timeout: float, prefix: str) -> float | None:
     """The end of the window, Unix seconds, if there is one. Raises Problem when that is too soon."""
+    if token.expires_at is None and deliver_before is None:
+        return None
     ends: dict[str, float] = {}
     if token.expires_at is not None:
         ends["callback_url"] = token.expires_at

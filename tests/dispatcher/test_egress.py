@@ -491,6 +491,27 @@ def test_refusals_by_address_or_host_read_alike() -> None:
     assert texts == {egress.REFUSED}
 
 
+HOSTS = ["example.com", "a.example.com", "localhost", "a.localhost", "127.0.0.1", "[::1]", "10.0.0.1", "8.8.8.8"]
+POLICIES = st.builds(
+    EgressPolicy,
+    ports=st.sampled_from([None, frozenset({443}), frozenset({80, 443})]),
+    allow_http=st.booleans(),
+    allow_loopback=st.booleans(),
+    allow_networks=st.sampled_from([(), (TEN,)]),
+    allow_hosts=st.sampled_from([frozenset(), frozenset({"localhost"}), frozenset({"10.0.0.1"})]),
+    deny_networks=st.sampled_from([(), (TEN,), (IPv4Network("8.8.8.0/24"),)]),
+    deny_hosts=st.sampled_from([frozenset(), frozenset({"*.example.com"}), frozenset({"localhost"})]),
+)
+
+
+@given(st.lists(POLICIES, min_size=1, max_size=3))
+def test_what_one_policy_admits_is_never_asked_of_another(policies: list[EgressPolicy]) -> None:
+    urls = [f"{scheme}://{host}/" for scheme in ("http", "https") for host in HOSTS]
+    found = [[of(url, policy) for url in urls] for policy in policies for _ in range(2)]
+    # an equal policy of which nothing is remembered
+    assert found == [[of(url, replace(policy)) for url in urls] for policy in policies for _ in range(2)]
+
+
 @pytest.mark.parametrize("pattern", ["", "*", "*.", "**.example", "exa mple", "a.*.example", "1.2.3", "10.0.0.0/8"])
 def test_a_pattern_that_matches_nothing_is_a_config_error(pattern: str) -> None:
     with pytest.raises(ConfigError):

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatcher.window import MAX_EXPIRY, MAX_TARGET, Token, TokenKind, find_token
+from dispatcher.window import MAX_CANDIDATES, MAX_EXPIRY, MAX_KNOWN_HEADER, MAX_TARGET, Token, TokenKind, find_token
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "jwt.json").read_text())["vectors"]
 KEY = "a key of at least thirty-two bytes, for HS256"
@@ -215,3 +216,99 @@ def test_any_exp_gives_a_usable_end_or_none(value: object) -> None:
     found = at(token(json.dumps({"exp": value})))
     assert found.kind is TokenKind.JWT
     assert found.expires_at is None or 0 <= found.expires_at <= MAX_EXPIRY
+
+
+# --- against the definition, read word by word ----------------------------------------------------------------
+
+PART = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def plainly(target: str) -> Token:
+    """What `find_token` promises, with nothing left out to be fast."""
+    texts = [unquote(text) for text in written(target[:MAX_TARGET])[:MAX_CANDIDATES]]
+    payloads = [payload for payload in map(claims, texts) if payload is not None]
+    if payloads:
+        exps = [payload.get("exp") for payload in payloads]
+        ends = [exp for exp in exps if isinstance(exp, float) and 0 <= exp <= MAX_EXPIRY]
+        return Token(kind=TokenKind.JWT, expires_at=min(ends, default=None))
+    return OPAQUE if any(map(is_opaque, texts)) else NOTHING
+
+
+def written(target: str) -> list[str]:
+    rest = re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "", target).partition("#")[0]
+    path, _, query = rest.partition("?")
+    return path.split("/") + [pair.partition("=")[2] if "=" in pair else pair for pair in query.split("&")]
+
+
+def claims(text: str) -> dict[str, object] | None:
+    parts = text.split(".")
+    if len(parts) != 3 or not all(map(PART.fullmatch, parts[:2])) or (parts[2] and not PART.fullmatch(parts[2])):
+        return None
+    header, payload = map(unpacked, parts[:2])
+    if not isinstance(header, dict) or not isinstance(header.get("alg"), str):
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def unpacked(part: str) -> object:
+    try:
+        return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode(), parse_int=float)
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_opaque(text: str) -> bool:
+    if len(text) < 16 or len(set(text)) < 10:
+        return False
+    if not (any(character.isalpha() for character in text) and any(character.isdigit() for character in text)):
+        return False
+    if not all(character.isascii() and (character.isalnum() or character in "._~+/=:-") for character in text):
+        return False
+    return not re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text.lower())
+
+
+TEXTS = st.one_of(
+    st.text(st.sampled_from("abcXYZ019._~+/=:-%é "), min_size=0, max_size=40),
+    st.sampled_from([GOOD, token("{}"), token('{"exp":17}', header='{"alg":""}', signature=""), "0123456789abcdef"]),
+    st.builds(
+        lambda header, payload, signature: token(payload, header=header, signature=signature),
+        st.sampled_from(['{"alg":""}', '{"alg":"HS256","typ":"JWT"}', '{"alg":1}', "{}", "[]", '{"alg":"none"']),
+        st.sampled_from(["{}", '{"exp":5}', '{"exp":1.5}', '{"exp":-1}', '{"exp":"5"}', "[]", "{"]),
+        st.sampled_from(["", "c2ln", "="]),
+    ),
+    st.uuids().map(str),
+)
+
+
+@given(
+    st.sampled_from(["", "https://api.example.com", "https://0123456789abcdef/", "x:/"]),
+    st.lists(TEXTS, max_size=5),
+    st.lists(st.tuples(st.sampled_from(["", "k=", "=", "0123456789abcdef="]), TEXTS), max_size=4),
+    st.sampled_from(["", "#" + GOOD]),
+)
+def test_short_cuts_change_nothing(origin: str, path: list[str], query: list[tuple[str, str]], rest: str) -> None:
+    target = origin + "/".join(["", *path]) + ("?" + "&".join(map("".join, query)) if query else "") + rest
+    assert find_token(target) == plainly(target)
+    assert find_token("".join(f"%{byte:02x}" for byte in target.encode())) == plainly(quote(target, safe=""))
+
+
+@pytest.mark.parametrize("before", [MAX_CANDIDATES - 2, MAX_CANDIDATES - 1])
+def test_short_texts_count_among_those_looked_at(before: int) -> None:
+    # the path begins with "/", so an empty text comes first
+    assert find_token("/a" * before + "/" + GOOD) == (ENDS if before < MAX_CANDIDATES - 1 else NOTHING)
+
+
+@pytest.mark.parametrize("length", [MAX_KNOWN_HEADER - 1, MAX_KNOWN_HEADER, MAX_KNOWN_HEADER + 1])
+def test_a_header_of_any_length_is_read_the_same_twice(length: int) -> None:
+    size = length * 3 // 4
+    header = '{"alg":"HS256","x":"' + "y" * (size - 22) + '"}'
+    assert len(part(header)) in {length, length - 1}
+    for exp in (END, END + 1):
+        assert at(token(f'{{"exp":{exp}}}', header=header)) == Token(kind=TokenKind.JWT, expires_at=exp)
+        assert at(token(f'{{"exp":{exp}}}', header="x" + header)).kind is not TokenKind.JWT
+
+
+def test_the_shortest_token_is_found() -> None:
+    shortest = token("{}", header='{"alg":""}', signature="")
+    assert len(shortest) == 19
+    assert find_token("/" + shortest) == ENDLESS

@@ -220,6 +220,16 @@ def test_a_fingerprint_is_16_hex_digits_of_text_and_account() -> None:
     assert len(set(others)) == 4
 
 
+@pytest.mark.parametrize(
+    ("text", "account", "fingerprint"),
+    [(URL, "acme", "fa9ca5fbc9a45b90"), ("\ud800", "\ud83d", "334d3b8feee07943")],
+)
+def test_fingerprints_that_are_stored_stay_true(text: str, account: str, fingerprint: str) -> None:
+    ring = Keyring([a_key(1)])
+    for _ in range(2):
+        assert ring.fingerprint(text, account=account) == fingerprint
+
+
 def test_rotation_and_order_do_not_change_fingerprints() -> None:
     old, middle, new = a_key(1, age_days=10), a_key(2, age_days=5), a_key(3)
     first = Keyring([old]).fingerprint(URL, account="acme")
