@@ -129,17 +129,20 @@ class Connection(asyncio.Protocol):
         return self._answer.response()
 
     @property
-    def reusable(self) -> bool:
-        """Whether the connection is open, not too old, and at the start of its next request."""
+    def is_at_start(self) -> bool:
+        """Whether it is open, not too old, and at the start of its next request, as far as the event loop has seen."""
         answer, transport = self._answer, self._transport
         if answer is None or not answer.keeps_alive or answer.has_leftover:
             return False
         if self._is_lost or transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
-        if self._loop.time() > self._opened_at + MAX_AGE_S:
-            return False
-        # what the kernel has and the event loop has not seen yet: the end, or bytes that nobody asked for
-        return not self._poll.poll(0)
+        return self._loop.time() <= self._opened_at + MAX_AGE_S
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the next request may go over it now."""
+        # The kernel may have what the event loop has not seen yet: the end, or bytes that nobody asked for.
+        return self.is_at_start and not self._poll.poll(0)
 
     def close(self) -> None:
         """Close at once. A request in flight fails."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -17,17 +16,17 @@ import httpx
 from dispatcher.delivery.connection import BrokenBeforeAnswer, Connection
 from dispatcher.delivery.deadlines import Deadlines
 from dispatcher.delivery.dialing import addresses_of, dial, vetted
+from dispatcher.delivery.head import head_of
 from dispatcher.delivery.idle import IdleConnections
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.tls import ClientContext, client_context
 from dispatcher.delivery.transport import Request, Response, Timing
 from dispatcher.egress import Address, EgressPolicy, Target, admit, parse
 from dispatcher.errors import EgressRefused, SendError
-from dispatcher.headers import FRAMING
 from dispatcher.models import Outcome
 
-#: a whole head (RFC 9112, section 2.1)
-_HEAD = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+\r\n")
+#: schemes, hosts and ports that were admitted lately and are remembered
+_MAX_ADMITTED = 4096
 #: seconds, where an httpx client sets no timeout
 _HTTPX_DEADLINE = 30.0
 
@@ -52,6 +51,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._context = context or client_context()
         self._idle = IdleConnections[Connection](limit=max_idle, expiry_s=idle_s)
         self._deadlines = Deadlines()
+        self._admitted: set[tuple[str, str, int]] = set()
 
     async def send(self, request: Request, timing: Timing) -> Response:
         """Send a request and read its answer; see `Transport.send`.
@@ -59,11 +59,8 @@ class Http1Transport(httpx.AsyncBaseTransport):
         A kept connection may have been closed by the peer in the moment of its next use. If it breaks before any byte
         of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
         """
-        try:
-            admit(request.target, self._policy)
-        except EgressRefused as exc:
-            raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
-        head = _head(request)
+        self._admit(request.target)
+        head = head_of(request)
         until = asyncio.get_running_loop().time() + request.deadline
         addresses = await self._addresses(request, timing, until)
         kept = self._kept(addresses, request.target)
@@ -108,6 +105,19 @@ class Http1Transport(httpx.AsyncBaseTransport):
         body = httpx.ByteStream(answer.body)
         return httpx.Response(answer.status, headers=list(answer.headers), stream=body, request=request)
 
+    def _admit(self, target: Target) -> None:
+        """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
+        place = target.scheme, target.host, target.port
+        if place in self._admitted:
+            return
+        try:
+            admit(target, self._policy)
+        except EgressRefused as exc:
+            raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
+        if len(self._admitted) >= _MAX_ADMITTED:
+            self._admitted.clear()
+        self._admitted.add(place)
+
     async def _addresses(self, request: Request, timing: Timing, until: float) -> tuple[Address, ...]:
         """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
         target = request.target
@@ -149,7 +159,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
     ) -> Response:
         has_body = request.method != "HEAD"
         response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
-        if connection.reusable:
+        if connection.is_at_start:
             connection.keep_session()
             self._idle.put(connection)
         else:
@@ -157,22 +167,10 @@ class Http1Transport(httpx.AsyncBaseTransport):
         return response
 
 
-def _head(request: Request) -> bytes:
-    """Request line and headers. Raises SendError when they cannot be written as HTTP."""
-    target = request.target
-    lines = [f"{request.method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in request.headers if name.lower() not in FRAMING]
-    lines.append(f"Content-Length: {len(request.body)}\r\n\r\n")
-    head = "".join(lines).encode()
-    # By the number of lines, too: a value that holds a line break may look like a good header.
-    if not _HEAD.fullmatch(head) or head.count(b"\n") != len(lines) + 2:
-        raise SendError(Outcome.INTERNAL_ERROR, "the request cannot be written as HTTP")
-    return head
-
-
 def _key(address: Address, target: Target) -> Hashable:
     # By name, too, also without TLS: two hosts of one machine must not be able to answer for each other.
-    return address, target.port, target.scheme, target.host
+    # Packed, since an address object takes its time to be hashed.
+    return address.packed, target.port, target.scheme, target.host
 
 
 def _late() -> SendError:
