@@ -51,10 +51,11 @@ class Ids(sa.types.TypeDecorator[list[str]]):
         return value if dialect.name == "postgresql" else as_json(value)
 
 
-class among(sa.ColumnElement[bool]):  # noqa: N801 - reads as SQL
+class among(sa.ColumnElement[Any]):  # noqa: N801 - reads as SQL
     """Whether a column is one of the ids in the parameter of that name: the same words, however many there are."""
 
-    type = sa.Boolean()
+    # Not a Boolean: where there are none, SQLAlchemy compares that with 1, and no index is used.
+    type = sa.types.NullType()
     inherit_cache = False
 
     def __init__(self, column: sa.ColumnElement[str], name: str) -> None:
