@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+
+import msgspec
+from msgspec.structs import replace
 
 from dispatcher.models import DeliveryState, Mark, Outcome
 from subscriptions.health import Kind
@@ -47,8 +49,7 @@ _KINDS = {None: Kind.FAILURE, REJECTED: Kind.REFUSAL, GONE: Kind.GONE, EGRESS: K
 _RETRY_AFTER_CEILING = 3_155_760_000.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt came back with."""
 
     #: how the attempt ended
@@ -65,8 +66,7 @@ class Answer:
     other_secret: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True, kw_only=True):
     """What came before this attempt."""
 
     #: failed attempts so far
@@ -81,8 +81,7 @@ class History:
     other_secret: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of the delivery."""
 
     #: the state it goes to

@@ -37,14 +37,21 @@ class Secret:
     Equal to another `Secret` of the same text, compared in constant time. It cannot be pickled.
     """
 
-    __slots__ = ("_text",)
+    __slots__ = ("_decoded", "_text")
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self._decoded: bytes | None = None
 
     def reveal(self) -> str:
         """The text itself. Call this only where the text is used, never where it could be shown."""
         return self._text
+
+    def decoded(self) -> bytes:
+        """The text without `whsec_`, decoded from base64, once for all attempts; empty where it is no base64."""
+        if self._decoded is None:
+            self._decoded = _decoded(self._text.removeprefix(PREFIX))
+        return self._decoded
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -127,14 +134,18 @@ def standard_key(secret: Secret) -> bytes:
     Only the form that every verifier decodes alike is taken: the standard alphabet, padded, nothing beside
     it, and no stray bits in the last character. Raises SecretError for any other.
     """
-    encoded = secret.reveal().removeprefix(PREFIX)
+    key = secret.decoded()
+    if not key:
+        raise SecretError("The secret is not padded base64 in the standard alphabet.")
+    return key
+
+
+def _decoded(encoded: str) -> bytes:
     try:
         key = base64.b64decode(encoded, validate=True)
     except ValueError:
-        key = b""
-    if not key or base64.b64encode(key).decode("ascii") != encoded:
-        raise SecretError("The secret is not padded base64 in the standard alphabet.")
-    return key
+        return b""
+    return key if base64.b64encode(key).decode("ascii") == encoded else b""
 
 
 @functools.lru_cache(maxsize=CACHED_PRIVATE_KEYS)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from subscriptions import message_signatures
 from subscriptions.message_signatures import MessageSignatureError
@@ -71,8 +72,7 @@ _EXCLUSIVE = (
 _SHARED_HEADER = "webhook-signature"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signable:
+class Signable(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a delivery, as far as signatures cover it."""
 
     #: what signs: schemes with one signature use the first; the others all, in this order

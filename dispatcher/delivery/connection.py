@@ -98,14 +98,18 @@ class Connection(asyncio.Protocol):
             raise SendError(Outcome.TLS_ERROR, "the TLS handshake broke off")
         self._transport = transport
 
-    async def exchange(self, head: bytes, body: bytes, *, until: float, timing: Timing) -> Response:
+    async def exchange(
+        self, head: bytes, body: bytes, *, until: float, timing: Timing, has_body: bool = True
+    ) -> Response:
         """Send a request and read its answer; `until` is the deadline on the event loop's clock.
+
+        `has_body` is False for HEAD, whose answers have none, whatever their headers say.
 
         Raises:
             SendError: there is no usable answer.
             BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
         """
-        self._answer, self._is_late = AnswerReader(), False
+        self._answer, self._is_late = AnswerReader(has_body=has_body), False
         self._waiter = self._loop.create_future()
         tick = self._deadlines.add(self, until)
         started = time.perf_counter()
@@ -125,17 +129,20 @@ class Connection(asyncio.Protocol):
         return self._answer.response()
 
     @property
-    def reusable(self) -> bool:
-        """Whether the connection is open, not too old, and at the start of its next request."""
+    def is_at_start(self) -> bool:
+        """Whether it is open, not too old, and at the start of its next request, as far as the event loop has seen."""
         answer, transport = self._answer, self._transport
         if answer is None or not answer.keeps_alive or answer.has_leftover:
             return False
         if self._is_lost or transport is None or transport.is_closing() or transport.get_write_buffer_size():
             return False
-        if self._loop.time() > self._opened_at + MAX_AGE_S:
-            return False
-        # what the kernel has and the event loop has not seen yet: the end, or bytes that nobody asked for
-        return not self._poll.poll(0)
+        return self._loop.time() <= self._opened_at + MAX_AGE_S
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the next request may go over it now."""
+        # The kernel may have what the event loop has not seen yet: the end, or bytes that nobody asked for.
+        return self.is_at_start and not self._poll.poll(0)
 
     def close(self) -> None:
         """Close at once. A request in flight fails."""

@@ -100,6 +100,9 @@ class Engine:
     async def start(self) -> None:
         """Begin to lease and send."""
         await self._beat()
+        metrics.in_flight.set_function(lambda: self._lanes.in_flight)
+        metrics.queued.set_function(lambda: self._lanes.waiting)
+        metrics.lanes.set_function(lambda: len(self._lanes))
         self._loops = [
             asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
             for step in (self._lease_due, self._scan)
@@ -245,9 +248,6 @@ class Engine:
                 break
             self._spawn(self._deliver(turn))
             self._pace(turn.lane)
-        metrics.in_flight.set(self._lanes.in_flight)
-        metrics.queued.set(self._lanes.waiting)
-        metrics.lanes.set(len(self._lanes))
 
     async def _deliver(self, turn: Turn) -> None:
         """Send a leased delivery, free its slot, settle what came of it, and plan what is next."""
@@ -284,12 +284,14 @@ class Engine:
             self._lanes.finish(turn, _now())
 
     async def _account(self, delivery: LeasedDelivery) -> Account:
+        known = self._accounts.known(delivery.account)
+        if known is not None:
+            return known
         try:
-            account = await self._until_available(lambda: self._accounts.get(delivery.account))
+            return await self._until_available(lambda: self._accounts.get(delivery.account))
         except KeyringError as exc:
             log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
             raise _NotNowError(delay=UNREADABLE_DELAY) from exc
-        return account
 
     async def _is_current(self, delivery: LeasedDelivery) -> bool:
         """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 from collections.abc import Hashable
+from dataclasses import replace
 
 import httpx
 
 from dispatcher.delivery.connection import BrokenBeforeAnswer, Connection
 from dispatcher.delivery.deadlines import Deadlines
 from dispatcher.delivery.dialing import addresses_of, dial, vetted
+from dispatcher.delivery.head import head_of
 from dispatcher.delivery.idle import IdleConnections
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.tls import ClientContext, client_context
 from dispatcher.delivery.transport import Request, Response, Timing
 from dispatcher.egress import Address, EgressPolicy, Target, admit, parse
 from dispatcher.errors import EgressRefused, SendError
-from dispatcher.headers import FRAMING
 from dispatcher.models import Outcome
 
-#: a whole head (RFC 9112, section 2.1)
-_HEAD = re.compile(rb"[A-Z]+ [!-~]+ HTTP/1\.1\r\n(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*\r\n)+\r\n")
+#: schemes, hosts and ports that were admitted lately and are remembered
+_MAX_ADMITTED = 4096
 #: seconds, where an httpx client sets no timeout
 _HTTPX_DEADLINE = 30.0
 
@@ -51,6 +51,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._context = context or client_context()
         self._idle = IdleConnections[Connection](limit=max_idle, expiry_s=idle_s)
         self._deadlines = Deadlines()
+        self._admitted: set[tuple[str, str, int]] = set()
 
     async def send(self, request: Request, timing: Timing) -> Response:
         """Send a request and read its answer; see `Transport.send`.
@@ -58,11 +59,8 @@ class Http1Transport(httpx.AsyncBaseTransport):
         A kept connection may have been closed by the peer in the moment of its next use. If it breaks before any byte
         of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
         """
-        try:
-            admit(request.target, self._policy)
-        except EgressRefused as exc:
-            raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
-        head = _head(request)
+        self._admit(request.target)
+        head = head_of(request)
         until = asyncio.get_running_loop().time() + request.deadline
         addresses = await self._addresses(request, timing, until)
         kept = self._kept(addresses, request.target)
@@ -78,31 +76,47 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._idle.close()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request of an httpx client. Raises httpx.TransportError."""
+        """Send a request of an httpx client: its read timeout is the deadline over everything.
+
+        Raises httpx.TransportError, as httpx does: a ConnectError or ConnectTimeout means that nothing was sent.
+        """
         try:
             target = parse(str(request.url.copy_with(raw_path=b"/")))
         except EgressRefused as exc:
             raise httpx.UnsupportedProtocol(exc.detail, request=request) from exc
+        try:
+            headers = [(name.decode("ascii"), value.decode()) for name, value in request.headers.raw]
+        except UnicodeDecodeError as exc:
+            raise httpx.LocalProtocolError("headers are sent as UTF-8", request=request) from exc
         wanted = Request(
             method=request.method,
-            target=Target(
-                scheme=target.scheme,
-                host=target.host,
-                port=target.port,
-                path=request.url.raw_path.decode("ascii"),
-                literal=target.literal,
-            ),
-            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            target=replace(target, path=request.url.raw_path.decode("ascii")),
+            headers=headers,
             body=await request.aread(),
             deadline=request.extensions.get("timeout", {}).get("read") or _HTTPX_DEADLINE,
         )
+        timing = Timing()
         try:
-            answer = await self.send(wanted, Timing())
+            answer = await self.send(wanted, timing)
         except SendError as exc:
-            raise _HTTPX_ERRORS.get(exc.outcome, httpx.ConnectError)(exc.detail, request=request) from exc
+            raise _httpx_error(exc.outcome, was_sent=timing.wait is not None)(exc.detail, request=request) from exc
         if not answer.complete:
             raise httpx.RemoteProtocolError("the answer broke off, or is too large", request=request)
-        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body, request=request)
+        body = httpx.ByteStream(answer.body)
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=body, request=request)
+
+    def _admit(self, target: Target) -> None:
+        """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
+        place = target.scheme, target.host, target.port
+        if place in self._admitted:
+            return
+        try:
+            admit(target, self._policy)
+        except EgressRefused as exc:
+            raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
+        if len(self._admitted) >= _MAX_ADMITTED:
+            self._admitted.clear()
+        self._admitted.add(place)
 
     async def _addresses(self, request: Request, timing: Timing, until: float) -> tuple[Address, ...]:
         """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
@@ -143,8 +157,9 @@ class Http1Transport(httpx.AsyncBaseTransport):
     async def _exchange(
         self, connection: Connection, head: bytes, request: Request, timing: Timing, until: float
     ) -> Response:
-        response = await connection.exchange(head, request.body, until=until, timing=timing)
-        if connection.reusable:
+        has_body = request.method != "HEAD"
+        response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
+        if connection.is_at_start:
             connection.keep_session()
             self._idle.put(connection)
         else:
@@ -152,30 +167,23 @@ class Http1Transport(httpx.AsyncBaseTransport):
         return response
 
 
-def _head(request: Request) -> bytes:
-    """Request line and headers. Raises SendError when they cannot be written as HTTP."""
-    target = request.target
-    lines = [f"{request.method} {target.path} HTTP/1.1\r\nHost: {target.authority}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in request.headers if name.lower() not in FRAMING]
-    lines.append(f"Content-Length: {len(request.body)}\r\n\r\n")
-    head = "".join(lines).encode()
-    # By the number of lines, too: a value that holds a line break may look like a good header.
-    if not _HEAD.fullmatch(head) or head.count(b"\n") != len(lines) + 2:
-        raise SendError(Outcome.INTERNAL_ERROR, "the request cannot be written as HTTP")
-    return head
-
-
 def _key(address: Address, target: Target) -> Hashable:
     # By name, too, also without TLS: two hosts of one machine must not be able to answer for each other.
-    return address, target.port, target.scheme, target.host
+    # Packed, since an address object takes its time to be hashed.
+    return address.packed, target.port, target.scheme, target.host
 
 
 def _late() -> SendError:
     return SendError(Outcome.TIMEOUT, "no complete answer within the deadline")
 
 
-_HTTPX_ERRORS: dict[Outcome, type[httpx.TransportError]] = {
-    Outcome.TIMEOUT: httpx.ReadTimeout,
-    Outcome.PROTOCOL_ERROR: httpx.RemoteProtocolError,
-    Outcome.INTERNAL_ERROR: httpx.LocalProtocolError,
-}
+def _httpx_error(outcome: Outcome, *, was_sent: bool) -> type[httpx.TransportError]:
+    match outcome:
+        case Outcome.TIMEOUT:
+            return httpx.ReadTimeout if was_sent else httpx.ConnectTimeout
+        case Outcome.PROTOCOL_ERROR:
+            return httpx.RemoteProtocolError
+        case Outcome.INTERNAL_ERROR:
+            return httpx.LocalProtocolError
+        case _:
+            return httpx.ReadError if was_sent else httpx.ConnectError

@@ -33,6 +33,19 @@ MAX_NEEDLES = 300
 KEPT_HEADERS = 30
 KEPT_HEADER = 300
 
+#: headers with values that any server sends to anybody
+_COMMON = {
+    "connection": re.compile(r"close|keep-alive", re.IGNORECASE),
+    "content-length": re.compile(r"[0-9]{1,5}"),
+    "content-type": re.compile(
+        r"(?:application/(?:problem\+)?json|text/(?:plain|html))(?:; ?charset=utf-8)?", re.IGNORECASE
+    ),
+    "date": re.compile(r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"),
+    "keep-alive": re.compile(r"timeout=[0-9]{1,3}(?:, max=[0-9]{1,4})?"),
+    "server": re.compile(r"nginx|cloudflare|uvicorn|gunicorn|envoy|Apache"),
+    "transfer-encoding": re.compile(r"chunked", re.IGNORECASE),
+}
+_BETWEEN_PARTS = re.compile(r"[/?&=;#]")
 _TOKEN_REST = r"[\w.~+/=%-]*"  # noqa: S105 - a pattern, not a token
 _ESCAPING = re.compile(r"[%&\\]")
 _BACKSLASHED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))?")
@@ -42,11 +55,27 @@ class Scrubber:
     """Removes one endpoint's URL parts, secrets and header values from texts."""
 
     def __init__(self, headers: Headers, *, path: str, secrets: Iterable[Secret]) -> None:
-        needles = {needle for needle in _needles(headers, path, secrets) if len(needle) >= MIN_PART}
-        self._blind = len(needles) > MAX_NEEDLES
-        self._needles = set() if self._blind else needles
-        self._starts = {needle[:TELLING_START] for needle in self._needles if len(needle) > TELLING_START}
-        self._folded = {needle.casefold() for needle in self._needles | self._starts}
+        self._headers_sent = headers
+        self._path = path
+        self._secrets = secrets
+
+    @functools.cached_property
+    def _needles(self) -> set[str]:
+        # Only when there is something to look at: most answers have no body, and headers that tell nothing.
+        needles = _needles(self._headers_sent, self._path, self._secrets)
+        return {needle for needle in needles if len(needle) >= MIN_PART}
+
+    @property
+    def _blind(self) -> bool:
+        return len(self._needles) > MAX_NEEDLES
+
+    @functools.cached_property
+    def _starts(self) -> set[str]:
+        return {needle[:TELLING_START] for needle in self._needles if len(needle) > TELLING_START}
+
+    @functools.cached_property
+    def _folded(self) -> set[str]:
+        return {needle.casefold() for needle in self._needles | self._starts}
 
     def text(self, text: str) -> str:
         """The text without them; nothing of it, if one is in there that only shows when escapes are undone."""
@@ -97,17 +126,27 @@ class Scrubber:
 
     def _headers(self, headers: Headers) -> Headers:
         return tuple(
-            (self.text(name)[:KEPT_HEADER], self.text(value)[:KEPT_HEADER])
+            (name, value)
+            if _tells_nothing(name, value)
+            else (self.text(name)[:KEPT_HEADER], self.text(value)[:KEPT_HEADER])
             for name, value in headers[:KEPT_HEADERS]
             if name.lower() not in {"set-cookie", "set-cookie2"}
         )
 
 
+def _tells_nothing(name: str, value: str) -> bool:
+    """Whether a header can say nothing about a request, whatever it was: its value is one of a few that all send."""
+    common = _COMMON.get(name.lower())
+    return common is not None and common.fullmatch(value) is not None
+
+
 def _needles(headers: Headers, path: str, secrets: Iterable[Secret]) -> Iterator[str]:
-    for part in (path, *re.split(r"[/?&=;#]", path)):
-        for form in (part, unquote(part, errors="replace")):
-            yield form
-            yield from form.split(".")
+    parts = {path, *_BETWEEN_PARTS.split(path)}
+    if "%" in path:
+        parts |= {unquote(part, errors="replace") for part in parts}
+    for part in parts:
+        yield part
+        yield from part.split(".")
     for secret in secrets:
         yield secret.reveal()
         yield secret.reveal().removeprefix(PREFIX)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from dispatcher import egress, metrics, retry
 from dispatcher.delivery import handshake
@@ -24,6 +24,9 @@ from subscriptions.secrets import Secret, SecretError
 from subscriptions.signatures import SignatureError
 
 log = structlog.get_logger(__name__)
+
+#: stages of an attempt whose time is kept
+_STAGES = ("dns", "connect", "tls", "wait")
 
 
 class Sender:
@@ -71,7 +74,8 @@ class Sender:
             record = _record(answer, started, timing, error="the attempt failed inside the dispatcher")
         else:
             answer, refused = self._judge(delivery, response, other_secret=signing.other_secret)
-            granted_rate = handshake.granted_rate(_by_name(response))
+            if delivery.kind is DeliveryKind.HANDSHAKE:
+                granted_rate = handshake.granted_rate(_by_name(response))
             scrubber = Scrubber(
                 tuple(request.headers) if delivery.kind is DeliveryKind.HANDSHAKE else delivery.endpoint.headers,
                 path=target.path,
@@ -86,7 +90,7 @@ class Sender:
             record=record,
             schedule=self._schedule_of(delivery, account),
             jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
-            granted_rate=granted_rate if delivery.kind is DeliveryKind.HANDSHAKE else None,
+            granted_rate=granted_rate,
             version=delivery.endpoint.version,
         )
 
@@ -106,19 +110,20 @@ class Sender:
         if delivery.kind is DeliveryKind.HANDSHAKE:
             yield from self._handshakes.secrets(delivery.id)
 
-    def _headers(self, delivery: LeasedDelivery, timestamp: int) -> Iterator[tuple[str, str]]:
-        yield "Content-Type", delivery.body.content_type
-        yield "User-Agent", self._user_agent
-        yield "X-Webhook-Delivery", delivery.wire_id
-        yield "X-Webhook-Attempt", str(delivery.attempt)
-        yield "X-Webhook-Event", delivery.event
-        yield "X-Webhook-Timestamp", str(timestamp)
+    def _headers(self, delivery: LeasedDelivery, timestamp: int) -> list[tuple[str, str]]:
+        headers = [
+            ("Content-Type", delivery.body.content_type),
+            ("User-Agent", self._user_agent),
+            ("X-Webhook-Delivery", delivery.wire_id),
+            ("X-Webhook-Attempt", str(delivery.attempt)),
+            ("X-Webhook-Event", delivery.event),
+            ("X-Webhook-Timestamp", str(timestamp)),
+        ]
         if delivery.traceparent is not None:
-            yield "traceparent", delivery.traceparent
+            headers.append(("traceparent", delivery.traceparent))
         if delivery.endpoint.by_handshake:
-            yield self._handshakes.named
-        yield from delivery.body.headers
-        yield from delivery.endpoint.headers
+            headers.append(self._handshakes.named)
+        return [*headers, *delivery.body.headers, *delivery.endpoint.headers]
 
     def _judge(
         self, delivery: LeasedDelivery, response: Response, *, other_secret: bool
@@ -143,18 +148,19 @@ class Sender:
 
 def judge(response: Response, *, now: float, other_secret: bool = False) -> retry.Answer:
     """What an answer says. `now` is the wall clock, Unix seconds, for a Retry-After that names a date."""
-    headers = _by_name(response)
-    # A list may come in several lines (RFC 9110, section 5.3).
-    wishes = {
-        wish.strip().lower()
-        for name, value in response.headers
-        if name.lower() == "webhook-delivery"
-        for wish in value.split(",")
-    }
+    retry_after: str | None = None
+    wishes: set[str] = set()
+    for name, value in response.headers:
+        lowered = name.lower()
+        if lowered == "retry-after":
+            retry_after = value
+        elif lowered == "webhook-delivery":
+            # A list may come in several lines (RFC 9110, section 5.3).
+            wishes.update(wish.strip().lower() for wish in value.split(","))
     return retry.Answer(
         outcome=Outcome.SUCCESS if 200 <= response.status <= 299 else Outcome.HTTP_ERROR,
         status=response.status,
-        retry_after=retry.parse_retry_after(headers.get("retry-after"), now=now),
+        retry_after=retry.parse_retry_after(retry_after, now=now),
         abort="abort-message" in wishes,
         disable="disable" in wishes,
         other_secret=other_secret,
@@ -174,8 +180,9 @@ def _record(
     response: Response | None = None,
     scrubber: Scrubber | None = None,
 ) -> AttemptRecord:
-    spent = {"dns": timing.dns, "connect": timing.connect, "tls": timing.tls, "wait": timing.wait}
-    took: dict[str, float | bool] = {name: round(ms, 2) for name, ms in spent.items() if ms is not None}
+    took: dict[str, float | bool] = {
+        stage: round(ms, 2) for stage in _STAGES if (ms := getattr(timing, stage)) is not None
+    }
     if timing.reconnected:
         took["reconnected"] = True
     kept = ((), None) if response is None or scrubber is None else scrubber.answer(response.headers, response.body)
@@ -194,7 +201,7 @@ def _record(
 
 def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
     seconds = record.ended - record.started
-    metrics.attempts.labels(answer.outcome).inc()
+    metrics.attempts_of(answer.outcome).inc()
     metrics.attempt_seconds.observe(seconds)
     log.info(
         "attempt",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from dispatcher.egress import Target
 from dispatcher.store.accounts import Account
@@ -14,8 +15,7 @@ from subscriptions.secrets import SecretError, SigningKey
 from subscriptions.signatures import Scheme, SignatureError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signing:
+class Signing(msgspec.Struct, frozen=True, kw_only=True):
     """What signs one attempt. Without keys there are no signature headers."""
 
     #: the first is the one that a scheme with a single signature uses

@@ -7,9 +7,11 @@ deadline over everything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
+from dispatcher.discreet import Discreet
 from dispatcher.egress import Target
 
 #: bytes of an answer's body that are read; what is beyond is not ours to carry
@@ -25,8 +27,7 @@ MAX_ANSWER_BYTES = 192 * 1024
 MAX_AGE_S = 300.0
 
 
-@dataclass(slots=True)
-class Timing:
+class Timing(msgspec.Struct):
     """How long the stages of an attempt took, in ms; None where a stage was not reached or not needed.
 
     The caller passes it in, so that it keeps what happened when the attempt fails.
@@ -41,28 +42,30 @@ class Timing:
     reconnected: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(Discreet, frozen=True, kw_only=True):
     """What is sent. Headers and body may hold secrets, so `repr` leaves them out."""
+
+    HIDDEN = ("headers", "body")
 
     method: str = "POST"
     target: Target
     #: sent as they are and in this order, but for those that frame the message, which are left out
-    headers: Sequence[tuple[str, str]] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: Sequence[tuple[str, str]]
+    body: bytes
     #: seconds for everything: DNS, connect, TLS, sending and reading
     deadline: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Response:
+class Response(Discreet, frozen=True, kw_only=True):
     """An answer whose status and headers arrived whole."""
+
+    HIDDEN = ("headers", "body")
 
     status: int
     #: the first ones, within `MAX_HEADERS` and `MAX_HEADER_BYTES`
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    headers: tuple[tuple[str, str], ...]
     #: as it was sent (no content coding is undone), the first `MAX_BODY_BYTES`
-    body: bytes = field(repr=False)
+    body: bytes
     #: False when the body broke off, outlasted the deadline, or was longer than what we read
     complete: bool
 

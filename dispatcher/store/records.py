@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from dispatcher import retry
 from dispatcher.bodies import Body
+from dispatcher.discreet import Discreet
 from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, Outcome, TaskState
 from subscriptions.models import Headers, Subscription, ValidKey, Verification
 from subscriptions.secrets import Secret, SigningKey
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Callback:
+class Callback(Discreet, frozen=True, kw_only=True):
     """Where and how the result of a task is delivered."""
+
+    HIDDEN = ("headers",)
 
     url: Secret
     #: signs the deliveries; None leaves it to the account's default
     secret: Secret | None
     #: custom headers; their values may be credentials
-    headers: Headers = field(repr=False)
+    headers: Headers
     #: signature schemes; None means the account's, or those that fit the secret
     schemes: tuple[str, ...] | None
     #: scheme, host and port; all of the URL that may be shown
@@ -34,9 +37,10 @@ class Callback:
     window_end: int | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoint:
+class Endpoint(Discreet, frozen=True, kw_only=True):
     """Where a delivery goes and how it is sent: what a callback and a subscription have in common."""
+
+    HIDDEN = ("headers",)
 
     url: Secret
     #: scheme, host and port; all of the URL that may be shown
@@ -44,7 +48,7 @@ class Endpoint:
     #: names whose key signs: the subscription, or the account of a callback
     key_id: str
     #: custom headers; their values may be credentials
-    headers: Headers = field(default=(), repr=False)
+    headers: Headers = ()
     #: what signs, the newest first; none leaves it to the account's default
     keys: tuple[ValidKey, ...] = ()
     #: signature schemes; None means the account's, or those that fit the secret
@@ -106,9 +110,10 @@ class Endpoint:
         return tuple(key.key for key in self.keys if key.is_valid(now))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewTask:
+class NewTask(Discreet, frozen=True, kw_only=True):
     """A task as it was accepted. Either `payload` (there is work to do) or `body` (there is none) is given."""
+
+    HIDDEN = ("payload",)
 
     id: str
     delivery_id: str
@@ -116,7 +121,7 @@ class NewTask:
     type: str
     body_mode: BodyMode
     callback: Callback
-    payload: bytes | None = field(default=None, repr=False)
+    payload: bytes | None = None
     body: Body | None = None
     #: JSON object of the caller's, kept and shown as it came
     metadata: bytes | None = None
@@ -125,8 +130,7 @@ class NewTask:
     handed_off: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IdempotencyKey:
+class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
     """The caller's promise that requests with this key are the same request."""
 
     account: str
@@ -138,15 +142,13 @@ class IdempotencyKey:
     field: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Replayed:
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """The answer that was given to an earlier request with the same idempotency key."""
 
     answer: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeasedDelivery:
+class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that this process may send, with all that it takes."""
 
     id: str
@@ -164,7 +166,7 @@ class LeasedDelivery:
     #: sign with the older secret this time: the newer one was just refused
     other_secret: bool = False
     #: monotonic clock when its endpoint was looked at, seconds
-    seen_at: float = field(default_factory=time.monotonic, compare=False)
+    seen_at: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -172,8 +174,7 @@ class LeasedDelivery:
         return len(self.body.body)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptRecord:
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of one attempt. Texts are scrubbed of the delivery's URL and secrets before they get here."""
 
     outcome: Outcome
@@ -190,8 +191,7 @@ class AttemptRecord:
     timing: dict[str, float | bool] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended, for `settle`."""
 
     delivery_id: str
@@ -208,8 +208,7 @@ class Report:
     version: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a delivery with this attempt."""
 
     state: DeliveryState
@@ -224,8 +223,7 @@ class Settled:
     moves: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Released:
+class Released(msgspec.Struct, frozen=True, kw_only=True):
     """Where a delivery waits whose lease was given back."""
 
     lane: str
@@ -233,24 +231,21 @@ class Released:
     delay: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneClaim:
+class LaneClaim(msgspec.Struct, frozen=True, kw_only=True):
     """A wish to lease up to `limit` due deliveries of a lane."""
 
     lane: str
     limit: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeasedBatch:
+class LeasedBatch(msgspec.Struct, frozen=True, kw_only=True):
     """What a lease brought: deliveries, and for each lane asked the seconds until more is due (None: nothing waits)."""
 
     deliveries: list[LeasedDelivery]
     next_due: dict[str, float | None]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskClaim:
+class TaskClaim(msgspec.Struct, frozen=True, kw_only=True):
     """A wish to lease up to `limit` due tasks of some types."""
 
     types: tuple[str, ...]
@@ -261,14 +256,15 @@ class TaskClaim:
     lease_for: dict[str, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeasedTask:
+class LeasedTask(Discreet, frozen=True, kw_only=True):
     """A task that may be worked on. It does not hold the callback: processors never see it."""
+
+    HIDDEN = ("payload",)
 
     id: str
     account: str
     type: str
-    payload: bytes = field(repr=False)
+    payload: bytes
     #: fencing token of the lease
     attempt: int
     #: tries that failed before
@@ -285,8 +281,7 @@ class LeasedTask:
     state: TaskState = TaskState.PROCESSING
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskReport:
+class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a try at a task ended: with a result (`state` and `body`), or with another try after `retry_in` seconds."""
 
     task_id: str
@@ -300,22 +295,22 @@ class TaskReport:
     retry_in: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskSettled:
+class TaskSettled(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a task; `lane` has its delivery when there is a result."""
 
     state: TaskState
     lane: str | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewEvent:
+class NewEvent(Discreet, frozen=True, kw_only=True):
     """An event as it was accepted."""
+
+    HIDDEN = ("payload",)
 
     id: str
     account: str
     type: str
-    payload: bytes = field(repr=False)
+    payload: bytes
     #: the id that its publisher gave it
     reference: str | None = None
     subject: str | None = None
@@ -323,8 +318,7 @@ class NewEvent:
     traceparent: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True, kw_only=True):
     """A subscription that wanted an event and does not get it."""
 
     subscription_id: str
@@ -334,8 +328,7 @@ class Skipped:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
+class Published(msgspec.Struct, frozen=True, kw_only=True):
     """What became of an event: it is on disk, and so are its deliveries, or they will be."""
 
     event_id: str

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -253,7 +254,7 @@ async def test_batches_and_windows_of_any_size_leave_nothing_out(
 async def test_what_changes_meanwhile_is_not_overwritten(rotated: Rotated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the reading and the writing of a batch a URL is wiped, a secret replaced, a task deleted."""
     wiped, changed, deleted = rotated.ids[:3]
-    other = replace(callback(), secret=Secret("another secret"))
+    other = msgspec.structs.replace(callback(), secret=Secret("another secret"))
     columns = sealing.seal_callback(rotated.old, other, account=ACCOUNT, task_id=changed)
     reseal = rekeying._reseal
     rounds: list[str] = []

@@ -5,16 +5,17 @@ respx stands in for the network here, and only here: it bypasses our transport, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import time
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from email.utils import formatdate
 
 import httpx
 import pytest
 import respx
+from msgspec.structs import replace
 from standardwebhooks import Webhook
 
 from dispatcher.bodies import Body
@@ -118,7 +119,7 @@ async def test_who_agreed_by_a_handshake_is_told_each_time_who_sends(sender: Sen
 
 
 def unsigned(delivery: LeasedDelivery, **changes: object) -> LeasedDelivery:
-    return replace(delivery, endpoint=replace(delivery.endpoint, **{"keys": (), **changes}))  # type: ignore[arg-type]  # fields by name
+    return replace(delivery, endpoint=replace(delivery.endpoint, **{"keys": (), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,16 @@ def unsigned(delivery: LeasedDelivery, **changes: object) -> LeasedDelivery:
     [
         (unsigned(DELIVERY), ACCOUNT, set()),
         (DELIVERY, ACCOUNT, {"x-hub-signature", "webhook-signature"}),
-        (unsigned(DELIVERY), replace(ACCOUNT, default_secret=Secret(SECRET)), {"x-hub-signature", "webhook-signature"}),
-        (unsigned(DELIVERY), replace(ACCOUNT, default_secret=Secret("not base64!")), {"x-hub-signature"}),
-        (DELIVERY, replace(ACCOUNT, schemes=("standard",)), {"webhook-signature"}),
+        (
+            unsigned(DELIVERY),
+            dataclasses.replace(ACCOUNT, default_secret=Secret(SECRET)),
+            {"x-hub-signature", "webhook-signature"},
+        ),
+        (unsigned(DELIVERY), dataclasses.replace(ACCOUNT, default_secret=Secret("not base64!")), {"x-hub-signature"}),
+        (DELIVERY, dataclasses.replace(ACCOUNT, schemes=("standard",)), {"webhook-signature"}),
         (
             replace(DELIVERY, endpoint=replace(DELIVERY.endpoint, schemes=("websub",))),
-            replace(ACCOUNT, schemes=("standard",)),
+            dataclasses.replace(ACCOUNT, schemes=("standard",)),
             {"x-hub-signature"},
         ),
     ],
@@ -168,7 +173,7 @@ async def test_what_an_answer_says(
 
 async def test_a_secret_that_cannot_serve_the_scheme_is_told_not_shown(sender: Sender) -> None:
     delivery = unsigned(DELIVERY, schemes=("standard",))
-    account = replace(ACCOUNT, default_secret=Secret("not base64!"))
+    account = dataclasses.replace(ACCOUNT, default_secret=Secret("not base64!"))
     report = await sender.send(delivery, account)
     assert report.answer.outcome is Outcome.INTERNAL_ERROR
     assert "base64" in (report.record.error or "")
@@ -184,7 +189,7 @@ async def test_retry_after_is_read(sender: Sender, as_date: bool) -> None:
 
 
 async def test_the_accounts_schedule_goes_before_the_installations(sender: Sender) -> None:
-    report, _ = await attempt(sender, httpx.Response(500), account=replace(ACCOUNT, retry_schedule=(1.0,)))
+    report, _ = await attempt(sender, httpx.Response(500), account=dataclasses.replace(ACCOUNT, retry_schedule=(1.0,)))
     assert report.schedule == (1.0,)
 
 
