@@ -7,13 +7,13 @@ envelope says so in its own members instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
 import msgspec
 
+from dispatcher.discreet import Discreet
 from dispatcher.models import BodyMode, TaskState
 
 JSON = "application/json"
@@ -25,16 +25,17 @@ DEFAULT_SOURCE = "/dispatcher"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
+class Message(Discreet, frozen=True, kw_only=True):
     """What a delivery says, before it has a form."""
+
+    HIDDEN = ("payload",)
 
     #: the id that receivers see, the same on every attempt and redelivery
     wire_id: str
     #: the event's type, or the task's
     type: str
     #: JSON text, as its sender wrote it; of a failed task, its error object
-    payload: bytes = field(repr=False)
+    payload: bytes
     #: Unix milliseconds at which the event was accepted, or the task was done
     created_at_ms: int
     #: the task that this answers; None for an event

@@ -17,7 +17,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Self
@@ -25,6 +25,7 @@ from typing import Self
 import idna
 
 from dispatcher.config import Settings
+from dispatcher.discreet import Discreet
 from dispatcher.errors import ConfigError, EgressRefused
 
 Address = IPv4Address | IPv6Address
@@ -208,9 +209,10 @@ class EgressPolicy:
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Target:
+class Target(Discreet, frozen=True, kw_only=True):
     """Where a request goes. Its path is a credential, so `repr` leaves it out."""
+
+    HIDDEN = ("path",)
 
     #: "http" or "https"
     scheme: str
@@ -218,7 +220,7 @@ class Target:
     host: str
     port: int
     #: path and query, byte for byte as they were given
-    path: str = field(repr=False)
+    path: str
     #: the address, where the host is one
     literal: Address | None
 

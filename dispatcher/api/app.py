@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dispatcher.api import docs, failures, openapi, routes, shapes
 from dispatcher.api.events import Publishing
-from dispatcher.api.hot import Handler
+from dispatcher.api.hot import Handler, answered
 from dispatcher.api.intake import Intake
 from dispatcher.api.openapi import CALLBACK, documented
 from dispatcher.api.services import Services
@@ -119,5 +119,5 @@ class Front:
                 if scope["type"] != "http":
                     raise
             return
-        response = await handler(Request(scope, receive))
+        response = await answered(Request(scope, receive), handler)
         await response(scope, receive, send)

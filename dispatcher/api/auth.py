@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
 
 from starlette.requests import Request
 
+from dispatcher.api.reading import header
 from dispatcher.errors import Problem
 from dispatcher.installation import Installation
 from dispatcher.store import accounts
@@ -25,6 +27,7 @@ class Authenticator:
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+        self._looking: dict[bytes, asyncio.Task[Caller]] = {}
 
     async def caller(self, request: Request, *, scope: str | None = None) -> Caller:
         """Who makes this request. Raises Problem `unauthorized`, or `forbidden` without the scope."""
@@ -41,18 +44,29 @@ class Authenticator:
         return (await self.caller(request, scope="tasks:process")).account
 
     async def _identify(self, request: Request) -> Caller:
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        kind, _, token = (header(request, b"authorization") or "").partition(" ")
         if kind.lower() != "bearer" or not token:
             raise Problem("unauthorized", "Send a token as `Authorization: Bearer …`.")
         digest = hashlib.sha256(token.encode()).digest()
         known = self._known.get(digest)
         if known is not None and known[0] > time.monotonic() and not _is_over(known[1]):
             return known[1]
-        caller = read(token.strip(), keyring=self._installation.keyring, issuer=self._installation.issuer)
-        if not await accounts.is_token_live(self._installation.database, caller.jti):
-            self._known.pop(digest, None)
-            raise Problem("unauthorized", "The token is not valid.")
-        self._known[digest] = (time.monotonic() + MAX_AGE, caller)
+        looking = self._looking.get(digest)
+        if looking is None:
+            # One for all that wait: each request of a busy caller would verify the token, and read the same row.
+            looking = self._looking[digest] = asyncio.create_task(self._look_up(digest, token.strip()))
+        return await asyncio.shield(looking)
+
+    async def _look_up(self, digest: bytes, token: str) -> Caller:
+        until = time.monotonic() + MAX_AGE
+        self._known.pop(digest, None)
+        try:
+            caller = read(token, keyring=self._installation.keyring, issuer=self._installation.issuer)
+            if not await accounts.is_token_live(self._installation.database, caller.jti):
+                raise Problem("unauthorized", "The token is not valid.")
+        finally:
+            del self._looking[digest]
+        self._known[digest] = (until, caller)
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return caller

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from dispatcher import metrics
 from dispatcher.api import shapes, views
 from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known
-from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted, answered
+from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found, too_large
 from dispatcher.api.reading import MAX_AROUND_PAYLOAD, check_text, decode, read_body, traceparent
@@ -46,25 +46,19 @@ class Publishing:
         self._services = services
 
     async def post_event(self, request: Request) -> Response:
-        """Publish one event."""
-        return await answered(request, self._post_event)
-
-    async def post_batch(self, request: Request) -> Response:
-        """Publish many events by one commit."""
-        return await answered(request, self._post_batch)
-
-    async def _post_event(self, request: Request) -> Response:
+        """Publish one event. Raises Problem."""
         caller = await self._services.auth.caller(request, scope="events:write")
         body = await read_body(request, limit=self._services.settings.max_body + MAX_AROUND_PAYLOAD)
         check_text(body)
         reader = self._services.reader
         key = reader.idempotency_key(request, body, account=caller.account, route="POST /events")
-        event, own_key = reader.event(body, account=caller.account, trace=traceparent(request.headers))
+        event, own_key = reader.event(body, account=caller.account, trace=traceparent(request))
         result = await self._publish([(event, own_key)], account=caller.account, key=key, join=_only)
         replayed = isinstance(result, Replayed) or result.replayed
         return accepted(result.answer, replayed=replayed, resource="/events")
 
-    async def _post_batch(self, request: Request) -> Response:
+    async def post_batch(self, request: Request) -> Response:
+        """Publish many events by one commit. Raises Problem."""
         caller = await self._services.auth.caller(request, scope="events:write")
         settings, reader = self._services.settings, self._services.reader
         body = await read_body(request, limit=settings.max_batch)
@@ -72,7 +66,7 @@ class Publishing:
         batch = decode(body, shapes.EventBatchRequest)
         if len(batch.events) > settings.max_batch_items:
             raise invalid("/events", f"must be array of length <= {settings.max_batch_items}")
-        trace = traceparent(request.headers)
+        trace = traceparent(request)
         events: list[tuple[NewEvent, IdempotencyKey | None]] = []
         refused: dict[int, Problem] = {}
         for index, raw in enumerate(batch.events):

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import shapes
-from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted, answered
+from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
 from dispatcher.api.problems import invalid
 from dispatcher.api.reading import (
     MAX_AROUND_PAYLOAD,
@@ -43,21 +43,14 @@ class Intake:
         self._services = services
 
     async def post_task(self, request: Request) -> Response:
-        """Accept one task."""
-        return await answered(request, self._post_task)
-
-    async def post_batch(self, request: Request) -> Response:
-        """Accept many tasks by one commit."""
-        return await answered(request, self._post_batch)
-
-    async def _post_task(self, request: Request) -> Response:
+        """Accept one task. Raises Problem."""
         caller = await self._services.auth.caller(request, scope="tasks:write")
         body = await read_body(request, limit=self._services.settings.max_body + MAX_AROUND_PAYLOAD)
         check_text(body)
         key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks")
         account = await self._services.accounts.get(caller.account)
         try:
-            task, token = self._services.reader.task(body, account=account, trace=traceparent(request.headers))
+            task, token = self._services.reader.task(body, account=account, trace=traceparent(request))
         except Problem:
             # What was accepted once stays accepted, though it could not be now.
             earlier = None if key is None else await self._services.store.earlier_answer(key)
@@ -68,14 +61,15 @@ class Intake:
         earlier = await self._store([task], key=key, answer=answer)
         return accepted(earlier.answer if earlier else answer, replayed=earlier is not None, resource="/tasks")
 
-    async def _post_batch(self, request: Request) -> Response:
+    async def post_batch(self, request: Request) -> Response:
+        """Accept many tasks by one commit. Raises Problem."""
         caller = await self._services.auth.caller(request, scope="tasks:write")
         body = await read_body(request, limit=self._services.settings.max_batch)
         key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks/batch")
         batch = decode(body, shapes.BatchRequest)
         if len(batch.tasks) > self._services.settings.max_batch_items:
             raise invalid("/tasks", f"must be array of length <= {self._services.settings.max_batch_items}")
-        trace = traceparent(request.headers)
+        trace = traceparent(request)
         account = await self._services.accounts.get(caller.account)
         tasks: list[NewTask] = []
         items: list[shapes.BatchItem] = []

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from dispatcher import egress
 from dispatcher.api import problems, shapes
@@ -56,19 +56,31 @@ _decode_task = msgspec.json.Decoder(shapes.TaskRequest).decode
 _decode_event = msgspec.json.Decoder(shapes.EventRequest).decode
 
 
+def header(request: Request, name: bytes) -> str | None:
+    """A header of a request, by its name in lower case; the first one of several. What Starlette has is slower."""
+    for key, value in request.scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return None
+
+
 async def read_body(request: Request, *, limit: int) -> bytes:
     """The body of a request. Raises Problem `too-large` without reading further than `limit` bytes."""
-    declared = request.headers.get("content-length", "")
+    declared = header(request, b"content-length") or ""
     if declared.isdigit() and len(declared) < 20 and int(declared) > limit:
         raise too_large("", limit)
     chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if size > limit:
             raise too_large("", limit)
         chunks.append(chunk)
-    return b"".join(chunks)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def read_shape(request: Request, shape: type[Shape], *, limit: int = MAX_AROUND_PAYLOAD) -> Shape:
@@ -101,10 +113,10 @@ def check_text(body: bytes) -> None:
         raise Problem("invalid-json", "The body is not valid JSON in UTF-8.") from None
 
 
-def traceparent(headers: Mapping[str, str]) -> str | None:
+def traceparent(request: Request) -> str | None:
     """The caller's trace context, to be passed on (W3C Trace Context); None if there is no valid one."""
-    value = headers.get("traceparent", "")
-    return value if _TRACEPARENT.match(value) else None
+    value = header(request, b"traceparent")
+    return value if value is not None and _TRACEPARENT.match(value) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +194,7 @@ class Reader:
 
     def idempotency_key(self, request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
         """The request's idempotency key, if it has one. Raises Problem."""
-        key = request.headers.get("idempotency-key")
+        key = header(request, b"idempotency-key")
         if key is None:
             return None
         if not _KEY.match(key):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Hashable
-from dataclasses import replace
 
 import httpx
+from msgspec.structs import replace
 
 from dispatcher.delivery.connection import BrokenBeforeAnswer, Connection
 from dispatcher.delivery.deadlines import Deadlines

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from rich.pretty import pretty_repr
 
+from dispatcher.bodies import Message
 from dispatcher.delivery.transport import Request, Response
 from dispatcher.discreet import Discreet
 from dispatcher.egress import parse
@@ -29,6 +30,8 @@ RECORDS = [
     Endpoint(url=Secret(URL), origin="https://api.example.com", key_id="acme", headers=HEADERS),
     Request(target=parse(URL), headers=HEADERS, body=b"opaque-thing", deadline=1.0),
     Response(status=200, headers=HEADERS, body=b"opaque-thing", complete=True),
+    parse(URL),
+    Message(wire_id="0192", type="order.paid", payload=b'"opaque-thing"', created_at_ms=0),
     NewEvent(id="0192", account="acme", type="order.paid", payload=b'"opaque-thing"'),
 ]
 

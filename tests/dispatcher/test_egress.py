@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -519,6 +520,6 @@ def test_a_pattern_that_matches_nothing_is_a_config_error(pattern: str) -> None:
 
 
 def test_records_are_values() -> None:
-    assert replace(NAMED, port=8443).origin == "https://hook.example:8443"
+    assert msgspec.structs.replace(NAMED, port=8443).origin == "https://hook.example:8443"
     assert Target(scheme="https", host="::1", port=443, path="/", literal=ip_address("::1")).authority == "[::1]"
     assert ip_network("10.0.0.0/8") in EgressPolicy(allow_networks=(TEN,)).allow_networks

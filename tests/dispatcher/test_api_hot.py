@@ -1,0 +1,249 @@
+"""The hot routes do for themselves what the framework does elsewhere: headers, bodies in any pieces, and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+
+from dispatcher import tokens
+from dispatcher.api.auth import Authenticator
+from dispatcher.api.hot import accepted
+from dispatcher.api.reading import header, read_body
+from dispatcher.config import Settings
+from dispatcher.errors import Problem
+from dispatcher.installation import Installation, open_installation
+from dispatcher.store import accounts
+from tests.support.api import client_of, stored
+from tests.support.receiver import Receiver
+from tests.support.server import Server, until
+
+NAMES = [b"authorization", b"idempotency-key", b"traceparent", b"content-length"]
+
+
+def request(headers: Iterable[tuple[bytes, bytes]] = (), messages: Iterable[dict[str, Any]] = ()) -> Request:
+    waiting = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(waiting)
+
+    return Request({"type": "http", "method": "POST", "path": "/tasks", "headers": list(headers)}, receive)
+
+
+# --- headers ----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from([*NAMES, b"host"]), st.binary(max_size=8)), max_size=8))
+def test_headers_are_read_as_starlette_reads_them(headers: list[tuple[bytes, bytes]]) -> None:
+    one = request(headers)
+    for name in NAMES:
+        assert header(one, name) == one.headers.get(name.decode())
+
+
+# --- bodies -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=5), max_size=6), st.integers(0, 30))
+async def test_a_body_is_read_whole_or_not_beyond_its_limit(pieces: list[bytes], limit: int) -> None:
+    messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    messages.append({"type": "http.request"})
+    read = 0
+
+    def counted() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        for message in messages:
+            read += 1
+            yield message
+
+    one = request(messages=counted())
+    if len(b"".join(pieces)) <= limit:
+        assert await read_body(one, limit=limit) == b"".join(pieces)
+        return
+    with pytest.raises(Problem) as caught:
+        await read_body(one, limit=limit)
+    assert caught.value.slug == "too-large"
+    assert len(b"".join(pieces[: read - 1])) <= limit
+
+
+async def test_a_length_that_is_too_much_is_refused_unread() -> None:
+    with pytest.raises(Problem) as caught:
+        await read_body(request([(b"content-length", b"11")], messages=[]), limit=10)
+    assert caught.value.slug == "too-large"
+
+
+async def test_a_caller_that_goes_away_is_no_end_of_a_body() -> None:
+    half = {"type": "http.request", "body": b"{", "more_body": True}
+    with pytest.raises(ClientDisconnect):
+        await read_body(request(messages=[half, {"type": "http.disconnect"}]), limit=10)
+
+
+# --- on the wire ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    with client_of(server, "hot") as running:
+        yield running
+
+
+class Line:
+    """A connection on which a request is written byte for byte."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._head = f"Host: x\r\nAuthorization: {client.headers['Authorization']}\r\n".encode()
+        self._socket = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def post(self, path: str, *headers: bytes) -> None:
+        self._socket.sendall(
+            f"POST {path} HTTP/1.1\r\n".encode() + self._head + b"".join(line + b"\r\n" for line in headers) + b"\r\n"
+        )
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def heard(self, enough: bytes) -> bytes:
+        """What came, up to and with `enough`."""
+        found = b""
+        while enough not in found:
+            piece = self._socket.recv(65_536)
+            assert piece, found
+            found += piece
+        return found
+
+
+def body_of(receiver: Receiver, **fields: Any) -> bytes:
+    return json.dumps({"payload": {"n": 1}, "callback_url": receiver.url, **fields}).encode()
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_body_in_chunks_is_taken(client: httpx.Client, receiver: Receiver, size: int) -> None:
+    body = body_of(receiver)
+    with Line(client) as line:
+        line.post("/tasks", b"Transfer-Encoding: chunked")
+        for at in range(0, len(body), size):
+            piece = body[at : at + size]
+            line.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+        line.send(b"0\r\n\r\n")
+        assert line.heard(b"}}").startswith(b"HTTP/1.1 202 ")
+    assert until(lambda: receiver.received)[0].body == b'{"n": 1}'
+
+
+def test_a_caller_that_asks_first_is_told_to_go_on(client: httpx.Client, receiver: Receiver) -> None:
+    body = body_of(receiver)
+    with Line(client) as line:
+        line.post("/tasks", b"Expect: 100-continue", b"Content-Length: %d" % len(body))
+        assert line.heard(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        line.send(body)
+        assert line.heard(b"}}").startswith(b"HTTP/1.1 202 ")
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch", "/events", "/events/batch"])
+def test_a_caller_that_asks_first_is_not_asked_for_too_much(client: httpx.Client, path: str) -> None:
+    with Line(client) as line:
+        line.post(path, b"Expect: 100-continue", b"Content-Length: 99999999")
+        assert line.heard(b"}]}").startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_that_breaks_off_stores_nothing(client: httpx.Client, receiver: Receiver) -> None:
+    untouched, body = stored(client), body_of(receiver)
+    with Line(client) as line:
+        line.post("/tasks", b"Content-Length: %d" % (len(body) + 1))
+        line.send(body)
+    assert client.post("/tasks", content=b"{}").status_code == 422
+    assert stored(client) == untouched
+
+
+def test_of_two_keys_the_first_one_counts(client: httpx.Client, receiver: Receiver) -> None:
+    body = body_of(receiver)
+    with Line(client) as line:
+        line.post("/tasks", b"Idempotency-Key: one", b"Idempotency-Key: two", b"Content-Length: %d" % len(body))
+        line.send(body)
+        assert line.heard(b"}}").startswith(b"HTTP/1.1 202 ")
+    replayed = [
+        client.post("/tasks", content=body, headers={"Idempotency-Key": key}).headers.get("idempotency-replayed")
+        for key in ("one", "two")
+    ]
+    assert replayed == ["true", None]
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/tasks", "/tasks/batch", "/events", "/events/batch"])
+def test_other_methods_are_not_taken(client: httpx.Client, path: str, method: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (405, "application/problem+json")
+
+
+def test_an_answer_has_the_headers_of_any_other(client: httpx.Client, receiver: Receiver) -> None:
+    body, key = body_of(receiver), {"Idempotency-Key": "headers"}
+    first, again = (client.post("/tasks", content=body, headers=key) for _ in range(2))
+    for answer in (first, again):
+        assert answer.status_code == 202
+        assert answer.headers["content-type"] == client.get("/account").headers["content-type"] == "application/json"
+        assert answer.headers["location"] == f"/tasks/{first.json()['id']}"
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert "date" in answer.headers
+    assert (first.headers.get("idempotency-replayed"), again.headers["idempotency-replayed"]) == (None, "true")
+
+
+def test_an_answer_to_many_has_no_place() -> None:
+    found = accepted(b'{"items":[]}', replayed=True)
+    assert "location" not in found.headers
+    assert found.headers["idempotency-replayed"] == "true"
+
+
+# --- tokens -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def installation(tmp_path: Path) -> Any:
+    opened = await open_installation(Settings(data_dir=tmp_path / "data"))
+    yield opened
+    await opened.database.close()
+
+
+async def bearing(installation: Installation) -> Request:
+    token = await tokens.issue(installation, account="acme", scopes=["tasks:write"], actor="test")
+    return request([(b"authorization", f"Bearer {token}".encode())])
+
+
+async def test_those_that_wait_share_one_look(installation: Installation) -> None:
+    auth, one = Authenticator(installation), await bearing(installation)
+    first, *others = await asyncio.gather(*(auth.caller(one, scope="tasks:write") for _ in range(20)))
+    assert first.account == "acme"
+    assert all(other is first for other in others)
+    assert await auth.caller(one) is first
+
+
+async def test_one_that_goes_away_leaves_the_look_to_the_others(installation: Installation) -> None:
+    auth, one = Authenticator(installation), await bearing(installation)
+    impatient, patient = (asyncio.create_task(auth.caller(one)) for _ in range(2))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert (await patient).account == "acme"
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+
+
+async def test_all_that_wait_are_refused_together(installation: Installation) -> None:
+    auth, one = Authenticator(installation), await bearing(installation)
+    caller = await auth.caller(one)
+    await accounts.revoke_token(installation.database, caller.jti, actor="test")
+    fresh = Authenticator(installation)
+    for _ in range(2):
+        answers = await asyncio.gather(*(fresh.caller(one) for _ in range(5)), return_exceptions=True)
+        assert [getattr(answer, "slug", None) for answer in answers] == ["unauthorized"] * 5
