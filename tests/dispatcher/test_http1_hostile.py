@@ -196,8 +196,8 @@ async def _suffer(place: Place, scripts: Sequence[Script]) -> None:
     assert not any(place.transport._deadlines._due.values())
     assert len(place.transport._idle._by_age) <= MAX_IDLE
     honest = [f"/honest/{next(_numbers)}" for _ in scripts]
-    answers = await asyncio.gather(*(place.send(path, deadline=PROMPTLY) for path in honest))
-    assert [(answer.status, answer.body) for answer in answers] == [(200, path.encode()) for path in honest]
+    own = await asyncio.gather(*(place.send(path, deadline=PROMPTLY) for path in honest))
+    assert [(answer.status, answer.body) for answer in own] == [(200, path.encode()) for path in honest]
 
 
 POISON = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
