@@ -15,9 +15,12 @@ from typing import Any, Self
 
 import httpx
 
-from tests.support import forking
+from tests.support import forking, new_databases
 from tests.support.forking import ROOT, Forked
 from tests.support.patience import PATIENCE
+
+#: the module that is the command
+DISPATCHER = "dispatcher.cli"
 
 
 class Server:
@@ -34,7 +37,7 @@ class Server:
         dev: bool = True,
         settings: dict[str, str] | None = None,
         options: Sequence[str] = (),
-        launcher: str = "dispatcher.cli",
+        launcher: str = DISPATCHER,
         prefix: Sequence[str] = (),
         real_start: bool = False,
     ) -> None:
@@ -65,6 +68,8 @@ class Server:
                 command = [*self._prefix, sys.executable, "-m", self._launcher, *arguments]
                 self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
             else:
+                if self._launcher == DISPATCHER:
+                    new_databases.place(self.data_dir)
                 self.process = forking.launched(
                     self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
                 )
