@@ -25,6 +25,12 @@ def missing(what: str) -> None:
     pytest.skip(f"missing on this machine: {what}")
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected is there to the end: the collector is not to look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
