@@ -1,63 +1,27 @@
-"""The kit is examined itself: it has to find each fault of a bad sender, and none where there is none."""
+"""The kit is examined itself: it has to find each fault of a bad sender."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dispatcher.conformance.certificates import Authority
-from dispatcher.conformance.results import Level, Outcome, Report
+from dispatcher.conformance.results import Outcome, Report
 from dispatcher.conformance.sender_examination.checks import CHECKS
 from dispatcher.conformance.sender_examination.command_sender import CommandSender
 from dispatcher.conformance.sender_examination.examination import examine
-from dispatcher.conformance.sender_examination.neighbourhood import Neighbourhood
-from tests.conformance.good_senders import GOOD, Good
+from tests.conformance.examining import examined
 from tests.conformance.mutants import MUTANTS, Mutant
-from tests.conformance.nursery import Nursery, nursery
+from tests.conformance.nursery import Nursery
 
-#: mutants that run at once: most of the time they wait; and good senders, which are put through everything
+#: mutants that run at once: most of the time they wait
 AT_ONCE = 24
-GOOD_AT_ONCE = 4
 #: how often a mutant is looked at that is known by distances alone: what the machine adds to them may hide it
 LOOKS = 3
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def authority() -> Authority:
-    """One for all: keys take time."""
-    return Authority()
-
-
-@pytest.fixture(scope="module")
-def senders() -> Iterator[Nursery]:
-    """Where senders come from."""
-    with nursery() as running:
-        yield running
-
-
-@pytest.fixture
-def certificate(authority: Authority, tmp_path: Path) -> Path:
-    """The authority's, for senders that trust it."""
-    path = tmp_path / "authority.pem"
-    path.write_text(authority.pem)
-    return path
-
-
-async def _examined(command: list[str], authority: Authority, certificate: Path, *only: str) -> Report:
-    # Who is asked nothing of it needs no neighbourhood, and dozens of them are work.
-    needs_one = not only or any(id_.startswith("EGRESS") for id_ in only)
-    place = Neighbourhood(authority) if needs_one else contextlib.nullcontext()
-    async with (
-        place as next_door,
-        CommandSender(command, authority=certificate, neighbourhood=next_door) as sender,
-    ):
-        return await examine(sender, authority, neighbourhood=next_door, only=only)
 
 
 def _escapes(mutant: Mutant, report: Report) -> list[str]:
@@ -85,7 +49,7 @@ async def test_every_mutant_is_caught(
 
     async def look(mutant: Mutant) -> list[str]:
         command = senders.command(f"mutant:{mutant.name}")
-        return _escapes(mutant, await _examined(command, authority, certificate, *mutant.checks))
+        return _escapes(mutant, await examined(command, authority, certificate, *mutant.checks))
 
     async def look_again(mutant: Mutant) -> list[str]:
         wrong: list[str] = []
@@ -104,31 +68,9 @@ async def test_every_mutant_is_caught(
     assert not escaped, "\n".join(escaped)
 
 
-@pytest.mark.timeout(400)
-async def test_the_good_are_not_blamed(
-    senders: Nursery, authority: Authority, certificate: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """However a good sender does it: nothing of weight fails."""
-    at_once = asyncio.Semaphore(GOOD_AT_ONCE)
-
-    async def blamed(name: str, good: Good) -> list[str]:
-        async with at_once:
-            report = await _examined(senders.command(f"good:{name}"), authority, certificate)
-        failed = report.failed(Level.MUST, Level.SHOULD)
-        wrong = [f"{name}: {one.requirement.id} {one.detail}" for one in failed]
-        skipped = [one.requirement.id for one in report.results if one.outcome is Outcome.SKIPPED]
-        return [*wrong, f"{name}: skipped {skipped}"] if good.is_complete and skipped else wrong
-
-    found = await asyncio.gather(*(blamed(name, good) for name, good in GOOD.items()))
-    with capsys.disabled():
-        print(f"\n{found.count([])} of {len(found)} good senders blamed for nothing")
-    wrong = [text for one in found for text in one]
-    assert not wrong, "\n".join(wrong)
-
-
 async def test_what_shows_nothing_is_not_passed(senders: Nursery, authority: Authority, certificate: Path) -> None:
     """That nothing came to where nothing may come says little of a sender from whom nothing comes at all."""
-    report = await _examined(senders.command("mutant:admits-nobody"), authority, certificate, "EGRESS-0[3-7]")
+    report = await examined(senders.command("mutant:admits-nobody"), authority, certificate, "EGRESS-0[3-7]")
     assert [(one.requirement.id, one.outcome) for one in report.results] == [
         ("EGRESS-03", Outcome.FAILED),
         *((f"EGRESS-0{number}", Outcome.SKIPPED) for number in (4, 5, 6, 7)),

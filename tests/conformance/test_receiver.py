@@ -42,6 +42,7 @@ from tests.conformance.asking import addresses
 from tests.support import forking
 from tests.support.forking import Forked
 from tests.support.patience import PATIENCE
+from tests.support.server import NO_TLS
 
 ROOT = Path(__file__).parents[2]
 SECRET = "whsec_" + base64.b64encode(b"k" * 24).decode()
@@ -74,7 +75,7 @@ def signed(
 
 
 def client(url: str = "", **options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=5, **options)
+    return httpx.AsyncClient(**{"base_url": url, "trust_env": False, "timeout": 5, "verify": NO_TLS, **options})
 
 
 @asynccontextmanager

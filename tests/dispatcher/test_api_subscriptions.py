@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.api import MARKER, Json, client_of, delivery, problem
 from tests.support.receiver import Received, Receiver, Reply
-from tests.support.server import Server, until
+from tests.support.server import NO_TLS, Server, until
 from tests.support.subscribers import PATH, body_of, other, post, publish, subscribe, subscription
 
 DAY = 86_400
@@ -895,7 +895,7 @@ def callback_of(request: Received) -> str:
 
 
 def grant(client: httpx.Client, request: Received, method: str = "GET", **options: Any) -> httpx.Response:
-    return httpx.request(method, f"{client.base_url}{callback_of(request)}", trust_env=False, **options)
+    return httpx.request(method, f"{client.base_url}{callback_of(request)}", trust_env=False, verify=NO_TLS, **options)
 
 
 @pytest.mark.parametrize(
@@ -929,7 +929,7 @@ def test_a_handshake_granted_later(
         f"/webhooks/handshakes/nothing/{token}",
         f"/webhooks/handshakes/{delivery_id}/%C3%BC",
     ):
-        problem(httpx.request(method, f"{client.base_url}{wrong}", trust_env=False), 404, "not-found")
+        problem(httpx.request(method, f"{client.base_url}{wrong}", trust_env=False, verify=NO_TLS), 404, "not-found")
     assert subscription(client, made["id"])["is_active"] is False
     answer = grant(client, request, method, **options)
     assert (answer.status_code, answer.json()) == (200, {"status": "granted"})
@@ -940,7 +940,7 @@ def test_a_handshake_granted_later(
     # once only
     problem(grant(client, request, method), 404, "not-found")
     assert token not in server.log.read_text()
-    assert httpx.request("DELETE", f"{client.base_url}{path}", trust_env=False).status_code == 405
+    assert httpx.request("DELETE", f"{client.base_url}{path}", trust_env=False, verify=NO_TLS).status_code == 405
 
 
 def test_a_grant_is_good_for_the_url_that_was_asked(client: httpx.Client, receiver: Receiver) -> None:

@@ -250,18 +250,11 @@ def test_ten_thousand_events_reach_exactly_those_that_an_oracle_names(start_serv
         wanted = [(make_type(chance), make_payload(chance, serial)) for serial in range(EVENTS)]
         events = publish_all(client, wanted)
 
-        yes = {
-            (owner.id, event.told["id"])
-            for event in events
-            for owner in owners
-            if owner.says(event.type, event.payload) == "yes"
+        said = {
+            (owner.id, event.told["id"]): owner.says(event.type, event.payload) for event in events for owner in owners
         }
-        skips = {
-            (owner.id, event.told["id"])
-            for event in events
-            for owner in owners
-            if owner.says(event.type, event.payload) == "skip"
-        }
+        yes = {pair for pair, answer in said.items() if answer == "yes"}
+        skips = {pair for pair, answer in said.items() if answer == "skip"}
         check_the_oracle(owners, events, yes, skips)
 
         # what the publisher was told

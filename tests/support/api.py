@@ -14,7 +14,7 @@ from dispatcher import tokens
 from dispatcher.config import Settings
 from dispatcher.installation import open_installation
 from tests.support.patience import PATIENCE
-from tests.support.server import Server, until
+from tests.support.server import NO_TLS, Server, until
 
 #: part of every value that must never come back in an answer
 MARKER = "Zx9-never-shown"
@@ -44,7 +44,8 @@ def client_of(server: Server, account: str, *scopes: str) -> httpx.Client:
 
 def client_with(server: Server, bearer: str) -> httpx.Client:
     """A client with this token."""
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {bearer}"}, timeout=30, trust_env=False)
+    headers = {"Authorization": f"Bearer {bearer}"}
+    return httpx.Client(base_url=server.url, headers=headers, timeout=30, trust_env=False, verify=NO_TLS)
 
 
 def jwt(**claims: Any) -> str:

@@ -12,7 +12,7 @@ import httpx
 
 from tests.support.api import Json
 from tests.support.patience import PATIENCE
-from tests.support.server import Server
+from tests.support.server import NO_TLS, Server
 
 #: seconds before a request is tried again
 PAUSE = 0.02
@@ -60,7 +60,7 @@ class Producers:
 
     def _produce(self, events: Sequence[Json]) -> None:
         accepted = self.accepted[self._numbers[threading.current_thread()]]
-        with httpx.Client(timeout=20, trust_env=False) as http:
+        with httpx.Client(timeout=20, trust_env=False, verify=NO_TLS) as http:
             for event in events:
                 while not self._stopping and not self._try(http, event, accepted):
                     time.sleep(PAUSE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -15,9 +16,14 @@ from typing import Any, Self
 
 import httpx
 
-from tests.support import forking
+from tests.support import forking, new_databases
 from tests.support.forking import ROOT, Forked
 from tests.support.patience import PATIENCE
+
+#: the module that is the command
+DISPATCHER = "dispatcher.cli"
+#: for clients that speak plain http only; without it, httpx loads all of the world's authorities for each of them
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Server:
@@ -34,7 +40,7 @@ class Server:
         dev: bool = True,
         settings: dict[str, str] | None = None,
         options: Sequence[str] = (),
-        launcher: str = "dispatcher.cli",
+        launcher: str = DISPATCHER,
         prefix: Sequence[str] = (),
         real_start: bool = False,
     ) -> None:
@@ -65,6 +71,8 @@ class Server:
                 command = [*self._prefix, sys.executable, "-m", self._launcher, *arguments]
                 self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
             else:
+                if self._launcher == DISPATCHER:
+                    new_databases.place(self.data_dir)
                 self.process = forking.launched(
                     self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
                 )
@@ -94,11 +102,20 @@ class Server:
 
     def client(self, **options: Any) -> httpx.Client:
         """A client with this server's token."""
-        return httpx.Client(base_url=self.url, headers=self.authorization, timeout=30, trust_env=False, **options)
+        return httpx.Client(**self._speaking(), **options)
 
     def async_client(self, **options: Any) -> httpx.AsyncClient:
         """The same, for async tests."""
-        return httpx.AsyncClient(base_url=self.url, headers=self.authorization, timeout=30, trust_env=False, **options)
+        return httpx.AsyncClient(**self._speaking(), **options)
+
+    def _speaking(self) -> dict[str, Any]:
+        return {
+            "base_url": self.url,
+            "headers": self.authorization,
+            "timeout": 30,
+            "trust_env": False,
+            "verify": NO_TLS,
+        }
 
     @property
     def authorization(self) -> dict[str, str]:

@@ -38,6 +38,7 @@ from dispatcher.store.subscribing import Who
 from dispatcher.store.tables import deliveries, subscriptions
 from subscriptions.models import Draft, Movement, SubscriptionState
 from subscriptions.secrets import Secret, SigningKey, generate, generate_seed
+from tests.support import new_databases
 
 ACCOUNT = "acme"
 ORIGIN = "https://api.example.com"
@@ -48,6 +49,7 @@ URL = f"{ORIGIN}/results/42/s3cr3t-t0ken-in-the-path"
 @asynccontextmanager
 async def open_store(data_dir: Path, *, alone: bool = True, session_ttl: float = 60.0) -> AsyncIterator[Store]:
     """A store on a data directory."""
+    new_databases.place(data_dir)
     installation = await open_installation(load(data_dir=data_dir))
     store = await Store.open(installation.database, installation.keyring, session_ttl=session_ttl, alone=alone)
     try:

@@ -11,6 +11,7 @@ import httpx
 
 from tests.e2e.crash.orders import Happening, Order, Submission
 from tests.support.patience import PATIENCE
+from tests.support.server import NO_TLS
 
 #: seconds before a request is tried again
 PAUSE = 0.02
@@ -87,7 +88,7 @@ class Clients:
         assert done, f"{self._open} requests were not answered within {PATIENCE} s"
 
     def _work(self) -> None:
-        with httpx.Client(timeout=20, trust_env=False) as http:
+        with httpx.Client(timeout=20, trust_env=False, verify=NO_TLS) as http:
             while (submission := self._waiting.get()) is not None:
                 while not self._try(http, submission):
                     if self._ended:
