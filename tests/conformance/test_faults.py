@@ -22,9 +22,10 @@ from dispatcher.conformance.faults import script as scripts
 from dispatcher.conformance.wire.exchange import Exchange
 from dispatcher.conformance.wire.requests import Received, Reply
 from dispatcher.conformance.wire.server import WireServer
+from dispatcher.delivery.http1_transport import Http1Transport
 from dispatcher.delivery.httpx_transport import HttpxTransport
 from dispatcher.delivery.resolver import Resolver
-from dispatcher.delivery.transport import MAX_BODY_BYTES, Request, Response, Timing
+from dispatcher.delivery.transport import MAX_BODY_BYTES, Request, Response, Timing, Transport
 from dispatcher.egress import EgressPolicy, parse
 from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
@@ -309,28 +310,29 @@ async def test_an_endpoint_goes_on_to_know_one_secret() -> None:
 # what the dispatcher makes of them
 
 
-@asynccontextmanager
-async def sending() -> AsyncIterator[HttpxTransport]:
+@pytest.fixture(params=[Http1Transport, HttpxTransport])
+async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
+    """Either of them."""
     # addresses only: no name is looked up
     resolver = Resolver(nameservers=["127.0.0.1:1"], timeout=1)
-    transport = HttpxTransport(resolver=resolver, policy=EgressPolicy.dev())
+    made: Transport = request.param(resolver=resolver, policy=EgressPolicy.dev())
     try:
-        yield transport
+        yield made
     finally:
-        await transport.aclose()
+        await made.aclose()
         await resolver.aclose()
 
 
-async def post(transport: HttpxTransport, served: Endpoint, *, deadline: float) -> Response:
+async def post(transport: Transport, served: Endpoint, *, deadline: float) -> Response:
     target = parse(f"http://127.0.0.1:{served.server.port}/a")
     return await transport.send(Request(target=target, headers=(), body=b"{}", deadline=deadline), Timing())
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.expects])
-async def test_our_transport_makes_of_it_what_a_good_sender_does(name: str) -> None:
+async def test_our_transport_makes_of_it_what_a_good_sender_does(transport: Transport, name: str) -> None:
     fault = FAULTS[name]
     is_slow = fault.expects == "timeout" or name == "drip"
-    async with endpoint(name + NEEDED.get(name, "")) as served, sending() as transport:
+    async with endpoint(name + NEEDED.get(name, "")) as served:
         deadline = 0.15 if is_slow else 3.0
         if fault.expects in {"success", "http_error"}:
             response = await post(transport, served, deadline=deadline)
@@ -345,16 +347,16 @@ async def test_our_transport_makes_of_it_what_a_good_sender_does(name: str) -> N
         assert served.requests[0].body == b"{}"
 
 
-async def test_our_transport_does_not_take_the_second_answer_for_the_next_request() -> None:
-    async with endpoint("path:second-answer,201") as served, sending() as transport:
+async def test_our_transport_does_not_take_the_second_answer_for_the_next_request(transport: Transport) -> None:
+    async with endpoint("path:second-answer,201") as served:
         assert (await post(transport, served, deadline=3.0)).body == b"ok"
         assert (await post(transport, served, deadline=3.0)).status == 201
     assert [request.connection for request in served.requests] == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["huge", "gzip-bomb", "endless-headers", "interim-flood"])
-async def test_our_transport_reads_within_bounds(name: str) -> None:
-    async with endpoint(name) as served, sending() as transport:
+async def test_our_transport_reads_within_bounds(transport: Transport, name: str) -> None:
+    async with endpoint(name) as served:
         tracemalloc.start()
         try:
             with suppress(SendError):
