@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -54,12 +55,12 @@ async def _cancel(tx: Transaction, wish: Cancellation) -> Problem | None:
         await work.end_without_result(tx, [task["id"]], TaskState.CANCELLED, DeliveryState.CANCELLED, "cancelled")
         return None
     delivery = await _latest(tx, task)
-    if delivery["state"] == DeliveryState.LEASED:
-        await _mark(tx, delivery["id"], Mark.CANCEL)
-    elif delivery["state"] in {DeliveryState.PENDING, DeliveryState.HELD}:
+    if delivery.state == DeliveryState.LEASED:
+        await _mark(tx, delivery.id, Mark.CANCEL)
+    elif delivery.state in {DeliveryState.PENDING, DeliveryState.HELD}:
         await delivery_store.end(tx, [delivery], DeliveryState.CANCELLED, "cancelled")
-    elif delivery["state"] != DeliveryState.CANCELLED:
-        return Problem("conflict", f"The delivery is {delivery['state']}; it can no longer be cancelled.")
+    elif delivery.state != DeliveryState.CANCELLED:
+        return Problem("conflict", f"The delivery is {delivery.state}; it can no longer be cancelled.")
     return None
 
 
@@ -75,19 +76,19 @@ async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str
     if task["state"] in {TaskState.EXPIRED, TaskState.CANCELLED}:
         return Problem("conflict", f"The task is {task['state']} and has no result to deliver.")
     delivery = await _latest(tx, task)
-    if delivery["mark"] == Mark.CANCEL:
+    if delivery.mark == Mark.CANCEL:
         return Problem("conflict", "The delivery is being cancelled.")
     lane = lane_of(wish.account, wish.callback.origin)
     columns = seal_callback(wish.keyring, wish.callback, account=wish.account, task_id=wish.task_id)
     await tx.connection.execute(sa.update(tasks).where(tasks.c.id == task["id"]).values(columns))
-    if delivery["state"] == DeliveryState.LEASED:
-        await _mark(tx, delivery["id"], Mark.RETARGET)
-    elif delivery["state"] in TERMINAL_STATES:
-        await delivery_store.insert_redelivery(tx, delivery, delivery_id=new_id(), lane=lane)
+    if delivery.state == DeliveryState.LEASED:
+        await _mark(tx, delivery.id, Mark.RETARGET)
+    elif delivery.state in TERMINAL_STATES:
+        await delivery_store.insert_redelivery(tx, delivery._mapping, delivery_id=new_id(), lane=lane)
     else:
-        due = tx.now if delivery["body_id"] is not None else None
+        due = tx.now if delivery.body_id is not None else None
         await tx.connection.execute(
-            sa.update(deliveries).where(deliveries.c.id == delivery["id"]).values(lane=lane, due_at=due)
+            sa.update(deliveries).where(deliveries.c.id == delivery.id).values(lane=lane, due_at=due)
         )
     return lane
 
@@ -99,12 +100,12 @@ async def _task(tx: Transaction, account: str, task_id: str) -> sa.RowMapping | 
     return rows.mappings().one_or_none()
 
 
-async def _delivery(tx: Transaction, delivery_id: str) -> sa.RowMapping | None:
+async def _delivery(tx: Transaction, delivery_id: str) -> sa.Row[Any] | None:
     rows = await tx.connection.execute(sa.select(deliveries).where(deliveries.c.id == delivery_id).with_for_update())
-    return rows.mappings().one_or_none()
+    return rows.one_or_none()
 
 
-async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.RowMapping:
+async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.Row[Any]:
     delivery = await _delivery(tx, task["delivery_id"])
     if delivery is None:
         raise LookupError("a task without its delivery")

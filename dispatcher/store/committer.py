@@ -22,6 +22,7 @@ from dispatcher.errors import StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import sessions
 from dispatcher.store.database import Database
+from dispatcher.store.statements import Step, run
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,10 @@ class Transaction:
     clock: float
     #: the session that this process's leases hang on
     session: str
+
+    async def run(self, *steps: Step) -> list[list[Any]]:
+        """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
+        return await run(self.connection, *steps)
 
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is

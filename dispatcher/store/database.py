@@ -1,6 +1,6 @@
 """The connection to the database: engines, transactions, its clock, and what its errors mean.
 
-Whatever differs between databases is known here and nowhere else.
+Whatever differs between databases is known here, and of the hot path's statements in `statements`.
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(begin)
+        # It goes along with the first statement.
+        connection.connection.driver_connection.begin(begin)  # type: ignore[union-attr]  # `sqlite.Connection`
 
     return engine

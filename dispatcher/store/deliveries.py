@@ -5,9 +5,10 @@ docs/states.md draws the states.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -16,32 +17,63 @@ from dispatcher.models import DeliveryState, Mark, lane_of
 from dispatcher.store import ledger, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.records import Released
+from dispatcher.store.statements import Statement, Step, among
 from dispatcher.store.tables import deliveries, subscriptions, tasks
 
 
-async def leased_rows(tx: Transaction, ids: list[str]) -> dict[str, sa.RowMapping]:
-    """Leased deliveries by id, with what of their task matters to them."""
+class Leased(NamedTuple):
+    """A leased delivery, with what of its task matters to it."""
+
+    id: str
+    account: str
+    source_id: str
+    subscription_id: str | None
+    kind: str
+    lane: str
+    state: str
+    mark: str | None
+    attempt: int
+    failures: int
+    last_outcome: str | None
+    repeats: int
+    session: str
+    seq: int | None
+    order_key: str | None
+    refused: bool
+    other_secret: bool
+    window_end: int | None
+    callback_origin: str
+
+
+async def leased_rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Leased]:
+    """Leased deliveries by id."""
     if not ids:
         return {}
-    rows = await tx.connection.execute(
-        sa.select(deliveries, tasks.c.window_end, tasks.c.callback_origin)
-        .select_from(deliveries.outerjoin(tasks, tasks.c.id == deliveries.c.source_id))
-        .where(deliveries.c.id.in_(ids), deliveries.c.state == DeliveryState.LEASED)
-        .with_for_update(of=deliveries)
+    [rows] = await tx.run((_LEASED, [(ids,)]))
+    return {row[0]: Leased._make(row) for row in rows}
+
+
+_LEASED = Statement(
+    sa.select(
+        *((tasks if name in {"window_end", "callback_origin"} else deliveries).c[name] for name in Leased._fields)
     )
-    return {row["id"]: row for row in rows.mappings()}
+    .select_from(deliveries.outerjoin(tasks, tasks.c.id == deliveries.c.source_id))
+    .where(among(deliveries.c.id, "ids"), deliveries.c.state == DeliveryState.LEASED.value)
+    .with_for_update(of=deliveries),
+    "ids",
+)
 
 
-def lane_after(row: sa.RowMapping) -> str:
+def lane_after(row: Leased) -> str:
     """The lane where a delivery goes on: that of its callback as it is now, or of its subscription."""
-    if row["subscription_id"] is not None:
-        return str(row["lane"])
-    return lane_of(row["account"], row["callback_origin"])
+    if row.subscription_id is not None:
+        return row.lane
+    return lane_of(row.account, row.callback_origin)
 
 
-def cancel_reason(row: sa.RowMapping) -> str:
+def cancel_reason(row: Leased) -> str:
     """Why a delivery that was marked is cancelled: its task was withdrawn, or its subscription deleted."""
-    return "cancelled" if row["subscription_id"] is None else "deleted"
+    return "cancelled" if row.subscription_id is None else "deleted"
 
 
 # --- end ---------------------------------------------------------------------------------------------------
@@ -59,30 +91,58 @@ async def count_held(tx: Transaction, counts: dict[str, int]) -> None:
         )
 
 
-async def end(tx: Transaction, rows: Sequence[sa.RowMapping], state: DeliveryState, reason: str) -> set[str]:
+class Moving(ordering.Placed, Protocol):
+    """What tells of a delivery what it takes to end it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def account(self) -> str:
+        """Its account."""
+
+    @property
+    def subscription_id(self) -> str | None:
+        """Whom it goes to; none means a callback."""
+
+    @property
+    def state(self) -> str:
+        """Where it stands until now."""
+
+
+async def end(tx: Transaction, rows: Sequence[Moving | sa.Row[Any]], state: DeliveryState, reason: str) -> set[str]:
     """End deliveries that nobody is sending. Answers the lanes where others became due by it."""
     if not rows:
         return set()
     await tx.connection.execute(
         sa.update(deliveries)
-        .where(deliveries.c.id.in_([row["id"] for row in rows]))
+        .where(deliveries.c.id.in_([row.id for row in rows]))
         .values(state=state, reason=reason, mark=None, session=None, due_at=None, hold_until=None, finished_at=tx.now)
     )
-    held = Counter(str(row["subscription_id"]) for row in rows if row["state"] == DeliveryState.HELD)
+    held = Counter(str(row.subscription_id) for row in rows if row.state == DeliveryState.HELD)
     await count_held(tx, {id_: -number for id_, number in held.items()})
-    await ledger.count(tx, Counter((row["account"], state) for row in rows))
+    await ledger.count(tx, Counter((row.account, state) for row in rows))
     return await ordering.promote(tx, ordering.groups_of(rows))
 
 
 async def wipe(tx: Transaction, task_ids: set[str]) -> None:
     """Forget callback URLs, and the secrets and headers that went with them, for good."""
     if task_ids:
-        await tx.connection.execute(
-            sa.update(tasks)
-            .where(tasks.c.id == sa.bindparam("key"))
-            .values(callback_url=None, callback_secret=None, callback_headers=None),
-            [{"key": task_id} for task_id in sorted(task_ids)],
-        )
+        await tx.run(wiping(task_ids))
+
+
+def wiping(task_ids: set[str]) -> Step:
+    """What forgets callback URLs, and the secrets and headers that went with them."""
+    return _WIPE, [(sorted(task_ids),)] if task_ids else []
+
+
+_WIPE = Statement(
+    sa.update(tasks)
+    .where(among(tasks.c.id, "ids"))
+    .values(callback_url=sa.null(), callback_secret=sa.null(), callback_headers=sa.null()),
+    "ids",
+)
 
 
 # --- give back --------------------------------------------------------------------------------------------
@@ -105,38 +165,45 @@ async def release(tx: Transaction, releases: Sequence[Release]) -> list[Released
     """
     rows = await leased_rows(tx, [release.delivery_id for release in releases])
     results: list[Released | None] = []
-    cancelled, pending, groups = [], [], set[ordering.Group]()
+    cancelled: list[Leased] = []
+    #: ids of those that go on in the same lane at the same moment
+    pending: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
+    groups: set[ordering.Group] = set()
     for release in releases:
         row = rows.get(release.delivery_id)
-        if row is None or row["attempt"] != release.attempt or row["session"] != tx.session:
+        if row is None or row.attempt != release.attempt or row.session != tx.session:
             results.append(None)
-        elif row["mark"] == Mark.CANCEL:
+        elif row.mark == Mark.CANCEL:
             cancelled.append(row)
             results.append(None)
         else:
-            delay = 0.0 if row["mark"] == Mark.RETARGET else release.delay
+            delay = 0.0 if row.mark == Mark.RETARGET else release.delay
             released = Released(lane=lane_after(row), delay=delay)
-            pending.append({"key": row["id"], "lane": released.lane, "due_at": tx.now + round(delay * 1000)})
+            pending[released.lane, tx.now + round(delay * 1000)].append(row.id)
             groups |= ordering.groups_of([row])
             results.append(released)
     for reason in ("cancelled", "deleted"):
         await end(tx, [row for row in cancelled if cancel_reason(row) == reason], DeliveryState.CANCELLED, reason)
-    if pending:
-        await tx.connection.execute(
-            sa.update(deliveries)
-            .where(deliveries.c.id == sa.bindparam("key"))
-            .values(
-                state=DeliveryState.PENDING,
-                attempt=deliveries.c.attempt - 1,
-                session=None,
-                mark=None,
-                lane=sa.bindparam("lane"),
-                due_at=sa.bindparam("due_at"),
-            ),
-            pending,
-        )
+    await tx.run((_RELEASE, [(*where, ids) for where, ids in pending.items()]))
     promoted = await ordering.promote(tx, groups)
     return [replace(one, delay=0.0) if one is not None and one.lane in promoted else one for one in results]
+
+
+_RELEASE = Statement(
+    sa.update(deliveries)
+    .where(among(deliveries.c.id, "ids"))
+    .values(
+        state=DeliveryState.PENDING.value,
+        attempt=deliveries.c.attempt - sa.literal_column("1"),
+        session=sa.null(),
+        mark=sa.null(),
+        lane=sa.bindparam("lane"),
+        due_at=sa.bindparam("due_at"),
+    ),
+    "lane",
+    "due_at",
+    "ids",
+)
 
 
 # --- send again -------------------------------------------------------------------------------------------

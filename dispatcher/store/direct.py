@@ -51,14 +51,20 @@ async def _transaction(database: Database) -> AsyncIterator[Transaction]:
             reraise=True,
         )
 
-        async def begin() -> AsyncConnection:
-            return await stack.enter_async_context(database.write())
+        async def begin() -> tuple[AsyncConnection, int]:
+            beginning = AsyncExitStack()
+            async with beginning:
+                connection = await beginning.enter_async_context(database.write())
+                # The transaction begins with its first statement.
+                now = await connection.scalar(sa.select(now_ms()))
+                if now is None:
+                    raise StoreUnavailable("the database has no clock")
+                stack.push_async_exit(beginning.pop_all())
+            return connection, now
 
         # Only the beginning is tried again: at that point nothing can have been stored.
-        connection: AsyncConnection = await turns(begin)
-        now = await connection.scalar(sa.select(now_ms()))
-        if now is None:
-            raise StoreUnavailable("the database has no clock")
+        begun: tuple[AsyncConnection, int] = await turns(begin)
+        connection, now = begun
         # This process has no session, since it leases nothing. What is told apart by session, as the ledger's
         # counts are, goes under an id of its own.
         yield Transaction(connection=connection, now=now, clock=monotonic(), session=new_id())

@@ -160,7 +160,7 @@ async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: 
     match Movement(row["movement"]):
         case Movement.HOLD:
             waiting = await _waiting(tx, row, limit)
-            await hold(tx, row, [delivery["id"] for delivery in waiting])
+            await hold(tx, row, [delivery.id for delivery in waiting])
             return len(waiting), set()
         case Movement.RELEASE:
             # Of a line only the first becomes due: its pace is the endpoint's own.
@@ -179,21 +179,21 @@ async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: 
 
 async def _waiting(
     tx: Transaction, row: sa.RowMapping, limit: int, which: sa.ColumnElement[bool] | None = None
-) -> Sequence[sa.RowMapping]:
+) -> Sequence[sa.Row[Any]]:
     """Pending messages for a subscription: those that are due some time, and those behind others in order."""
     lane = lane_of(row["account"], row["id"])
     wanted = sa.and_(deliveries.c.lane == lane, sa.true() if which is None else which)
     rows = await tx.connection.execute(sa.select(deliveries).where(is_waiting, wanted).limit(limit))
-    found = rows.mappings().all()
+    found = rows.all()
     if found:
         return found
     rows = await tx.connection.execute(
         sa.select(deliveries).where(is_behind, wanted).order_by(deliveries.c.seq).limit(limit)
     )
-    return rows.mappings().all()
+    return rows.all()
 
 
-async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.RowMapping]:
+async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.Row[Any]]:
     """Held deliveries of a subscription, in order."""
     rows = await tx.connection.execute(
         sa.select(deliveries)
@@ -201,7 +201,7 @@ async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.
         .order_by(deliveries.c.seq, deliveries.c.id)
         .limit(limit)
     )
-    return rows.mappings().all()
+    return rows.all()
 
 
 async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> tuple[int, set[str]]:
@@ -222,10 +222,10 @@ async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> tuple[int
             other_secret=False,
         ),
         # Whatever keeps an order waits until it is the first.
-        [{"key": delivery["id"], "due": tx.now if delivery["seq"] is None else None} for delivery in held],
+        [{"key": delivery.id, "due": tx.now if delivery.seq is None else None} for delivery in held],
     )
     await count_held(tx, {row["id"]: -len(held)})
-    lanes = {delivery["lane"] for delivery in held if delivery["seq"] is None}
+    lanes = {delivery.lane for delivery in held if delivery.seq is None}
     return len(held), lanes | await ordering.promote(tx, ordering.groups_of(held))
 
 
@@ -251,6 +251,6 @@ async def _end_holds(tx: Transaction, limit: int) -> int:
     rows = await tx.connection.execute(
         sa.select(deliveries).where(is_held, deliveries.c.hold_until <= tx.now).limit(limit)
     )
-    over = rows.mappings().all()
+    over = rows.all()
     await end(tx, over, DeliveryState.EXPIRED, "hold")
     return len(over)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -17,59 +17,96 @@ from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
 from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
 from dispatcher.store.sealing import seal_callback
+from dispatcher.store.statements import Statement, as_json
 from dispatcher.store.tables import bodies, deliveries, tasks
 from subscriptions.keyring import Keyring
+
+
+class Rows(NamedTuple):
+    """The rows of a task, sealed; all but what only the transaction knows: its moment and its session."""
+
+    account: str
+    #: there is no work to do: its delivery is due at once
+    is_done: bool
+    is_handed_off: bool
+    #: the values that `_TASK`, `_DELIVERY` and `_BODY` begin with
+    task: tuple[Any, ...]
+    delivery: tuple[Any, ...]
+    body: tuple[Any, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """One request to accept tasks, all or none of them."""
 
-    #: rows as `rows_of` made them, one dict per table
-    rows: Sequence[dict[str, dict[str, Any]]]
+    rows: Sequence[Rows]
     key: IdempotencyKey | None
     #: what the caller will be told; kept under the key
     answer: bytes
 
 
-def rows_of(task: NewTask, keyring: Keyring) -> dict[str, dict[str, Any]]:
-    """The rows of a task, sealed; all but what only the transaction knows: its moment and its session."""
+def rows_of(task: NewTask, keyring: Keyring) -> Rows:
+    """A task as rows."""
     has_body = task.body is not None
     content = task.body or Body(task.payload or b"null", JSON)
-    return {
-        "task": {
-            "id": task.id,
-            "account": task.account,
-            "type": task.type,
-            "state": TaskState.SUCCEEDED if has_body else TaskState.QUEUED,
-            "body_mode": task.body_mode,
-            "metadata": task.metadata,
-            "traceparent": task.traceparent,
-            "delivery_id": task.delivery_id,
-            "attempt": 0,
-            "failures": 0,
-            "interruptions": 0,
-            **seal_callback(keyring, task.callback, account=task.account, task_id=task.id),
-        },
-        "delivery": {
-            "id": task.delivery_id,
-            "account": task.account,
-            "source_id": task.id,
-            "wire_id": task.delivery_id,
-            "lane": lane_of(task.account, task.callback.origin),
-            "state": DeliveryState.LEASED if task.handed_off else DeliveryState.PENDING,
-            "attempt": int(task.handed_off),
-            "failures": 0,
-            "repeats": 0,
-            "body_id": task.delivery_id if has_body else None,
-        },
-        "body": {
-            "id": task.delivery_id if has_body else task.id,
-            "content": content.body,
-            "content_type": content.content_type,
-            "headers": [list(header) for header in content.headers] or None,
-        },
-    }
+    sealed = seal_callback(keyring, task.callback, account=task.account, task_id=task.id)
+    return Rows(
+        account=task.account,
+        is_done=has_body,
+        is_handed_off=task.handed_off,
+        task=(
+            task.id,
+            task.account,
+            task.type,
+            TaskState.SUCCEEDED.value if has_body else TaskState.QUEUED.value,
+            task.body_mode.value,
+            task.metadata,
+            task.traceparent,
+            task.delivery_id,
+            *(0, 0, 0),
+            sealed["callback_url"],
+            sealed["callback_secret"],
+            sealed["callback_headers"],
+            sealed["callback_origin"],
+            sealed["callback_fingerprint"],
+            sealed["callback_token"],
+            as_json(sealed["schemes"]),
+            sealed["window_end"],
+        ),
+        delivery=(
+            task.delivery_id,
+            task.account,
+            task.id,
+            task.delivery_id,
+            lane_of(task.account, task.callback.origin),
+            DeliveryState.LEASED.value if task.handed_off else DeliveryState.PENDING.value,
+            int(task.handed_off),
+            *(0, 0),
+            task.delivery_id if has_body else None,
+        ),
+        body=(
+            task.delivery_id if has_body else task.id,
+            content.body,
+            content.content_type,
+            as_json(content.headers or None),
+        ),
+    )
+
+
+_TASK = Statement(
+    sa.insert(tasks),
+    "id", "account", "type", "state", "body_mode", "metadata", "traceparent", "delivery_id",
+    "attempt", "failures", "interruptions",
+    "callback_url", "callback_secret", "callback_headers", "callback_origin", "callback_fingerprint",
+    "callback_token", "schemes", "window_end",
+    "due_at", "created_at", "finished_at",
+)  # fmt: skip
+_DELIVERY = Statement(
+    sa.insert(deliveries),
+    "id", "account", "source_id", "wire_id", "lane", "state", "attempt", "failures", "repeats", "body_id",
+    "due_at", "session", "created_at",
+)  # fmt: skip
+_BODY = Statement(sa.insert(bodies), "id", "content", "content_type", "headers")
 
 
 async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed | Problem | None]:
@@ -77,7 +114,7 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
     answers = Answers(tx)
     await answers.look_up([request.key for request in requests])
     results: list[Replayed | Problem | None] = []
-    rows: list[dict[str, dict[str, Any]]] = []
+    rows: list[Rows] = []
     for request in requests:
         earlier = answers.earlier(request.key)
         results.append(earlier)
@@ -90,28 +127,17 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
     return results
 
 
-async def _insert(tx: Transaction, rows: list[dict[str, dict[str, Any]]]) -> None:
-    task_rows, delivery_rows = [], []
-    for row in rows:
-        done = row["task"]["state"] == TaskState.SUCCEEDED
-        leased = row["delivery"]["state"] == DeliveryState.LEASED
-        task_rows.append(
-            row["task"]
-            | {
-                "created_at": tx.now,
-                "due_at": None if done else tx.now,
-                "finished_at": tx.now if done else None,
-            }
-        )
-        delivery_rows.append(
-            row["delivery"]
-            | {
-                "created_at": tx.now,
-                "due_at": tx.now if done else None,
-                "session": tx.session if leased else None,
-            }
-        )
-    await tx.connection.execute(sa.insert(tasks), task_rows)
-    await tx.connection.execute(sa.insert(deliveries), delivery_rows)
-    await tx.connection.execute(sa.insert(bodies), [row["body"] for row in rows])
-    await ledger.count(tx, Counter((row["account"], ledger.ACCEPTED) for row in task_rows))
+async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
+    now, session = tx.now, tx.session
+    await tx.run(
+        (_TASK, [(*row.task, *((None, now, now) if row.is_done else (now, now, None))) for row in rows]),
+        (
+            _DELIVERY,
+            [
+                (*row.delivery, now if row.is_done else None, session if row.is_handed_off else None, now)
+                for row in rows
+            ],
+        ),
+        (_BODY, [row.body for row in rows]),
+        ledger.counting(tx, Counter((row.account, ledger.ACCEPTED) for row in rows)),
+    )

@@ -10,7 +10,9 @@ import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 import structlog
 
@@ -22,11 +24,15 @@ from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
 from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
+from dispatcher.store.statements import Row, Statement, among
 from dispatcher.store.tables import bodies, deliveries, events, is_waiting, tasks
 from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Subscription, SubscriptionState
 
 log = structlog.get_logger(__name__)
+
+_decode = msgspec.json.decode
+_decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
 
 #: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
 MAX_LANES_PER_CLAIM = 100
@@ -54,33 +60,42 @@ async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch
 async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     if not request.lanes:
         return LeasedBatch(deliveries=[], next_due={})
-    wanted = {f"lane{n}": claim.lane for n, claim in enumerate(request.lanes)}
-    limits = {f"limit{n}": claim.limit for n, claim in enumerate(request.lanes)}
-    found = (await tx.connection.execute(_due(len(request.lanes)), {"now": tx.now} | wanted | limits)).all()
+    lanes = [claim.lane for claim in request.lanes]
+    claims = [value for claim in request.lanes for value in (claim.lane, claim.limit)]
+    [found] = await tx.run((_due(len(lanes)), [(tx.now, *claims)]))
     callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
     others = [id_ for id_, subscription_id in found if subscription_id is not None]
-    leased = [
-        *(await _callbacks(tx, callbacks, request.keyring) if callbacks else ()),
-        *(await _messages(tx, others, request.endpoints) if others else ()),
-    ]
-    if leased:
-        ids = [delivery.id for delivery in leased]
-        await tx.connection.execute(_LEASE, {"ids": ids, "by": tx.session})
-    return LeasedBatch(
-        deliveries=leased,
-        next_due=await next_due(tx, [claim.lane for claim in request.lanes]),
+    leased: list[LeasedDelivery] = []
+    if found:
+        callback_rows, message_rows = await tx.run((_CALLBACKS, _asked(callbacks)), (_MESSAGES, _asked(others)))
+        leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
+        leased += await _messages(tx, [_DueMessage._make(row) for row in message_rows], request.endpoints)
+    [_, first_due] = await tx.run(
+        (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []), (_first_due(len(lanes)), [lanes])
     )
+    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now))
 
 
-_LEASE = (
+def _asked(ids: Sequence[str]) -> Sequence[Row]:
+    return [(ids,)] if ids else []
+
+
+_LEASE = Statement(
     sa.update(deliveries)
-    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
-    .values(state=DeliveryState.LEASED, attempt=deliveries.c.attempt + 1, session=sa.bindparam("by"), due_at=sa.null())
+    .where(among(deliveries.c.id, "ids"))
+    .values(
+        state=DeliveryState.LEASED.value,
+        attempt=deliveries.c.attempt + sa.literal_column("1"),
+        session=sa.bindparam("by"),
+        due_at=sa.null(),
+    ),
+    "by",
+    "ids",
 )
 
 
 @functools.cache
-def _due(lanes: int) -> sa.Executable:
+def _due(lanes: int) -> Statement:
     """Ids of due deliveries of so many lanes: one index range each, so that a long lane costs the others nothing."""
     arms = [
         sa.select(
@@ -97,95 +112,171 @@ def _due(lanes: int) -> sa.Executable:
         )
         for n in range(lanes)
     ]
-    return sa.union_all(*arms) if len(arms) > 1 else arms[0]
+    names = [name for n in range(lanes) for name in (f"lane{n}", f"limit{n}")]
+    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], "now", *names)
 
 
-async def _put_off(tx: Transaction, row: sa.RowMapping, what: str) -> None:
+class _DueMessage(NamedTuple):
+    """A delivery to a subscription that is due, with what it takes to send it."""
+
+    id: str
+    account: str
+    source_id: str
+    subscription_id: str
+    kind: str
+    wire_id: str
+    lane: str
+    state: str
+    attempt: int
+    seq: int | None
+    order_key: str | None
+    other_secret: bool
+    type: str
+    traceparent: str | None
+    content: bytes
+    content_type: str
+    headers: str | None
+
+
+class _DueCallback(NamedTuple):
+    """A delivery to a callback that is due, with what it takes to send it."""
+
+    id: str
+    account: str
+    source_id: str
+    kind: str
+    wire_id: str
+    lane: str
+    attempt: int
+    other_secret: bool
+    type: str
+    traceparent: str | None
+    content: bytes
+    content_type: str
+    headers: str | None
+    callback_url: bytes | None
+    callback_secret: bytes | None
+    callback_headers: bytes | None
+    callback_origin: str
+    callback_fingerprint: str
+    callback_token: str
+    schemes: str | None
+    window_end: int | None
+
+    def is_over(self, now: int) -> bool:
+        """Whether its window has ended."""
+        return self.callback_url is None or (self.window_end is not None and self.window_end <= now)
+
+    def callback(self) -> dict[str, Any]:
+        """The columns that hold its callback, as they were sealed."""
+        return {
+            "callback_url": self.callback_url,
+            "callback_secret": self.callback_secret,
+            "callback_headers": self.callback_headers,
+            "callback_origin": self.callback_origin,
+            "callback_fingerprint": self.callback_fingerprint,
+            "callback_token": self.callback_token,
+            "schemes": None if self.schemes is None else _decode(self.schemes),
+            "window_end": self.window_end,
+        }
+
+
+def _due_rows(source: sa.Table, fields: Sequence[str]) -> Statement:
+    """What it takes to send deliveries that tell of a row of this table."""
+
+    def column(name: str) -> sa.Column[Any]:
+        return next(table.c[name] for table in (deliveries, source, bodies) if name in table.c)
+
+    return Statement(
+        sa.select(*map(column, fields))
+        .select_from(
+            deliveries.join(source, source.c.id == deliveries.c.source_id).join(
+                bodies, bodies.c.id == deliveries.c.body_id
+            )
+        )
+        .where(among(deliveries.c.id, "ids")),
+        "ids",
+    )
+
+
+_CALLBACKS = _due_rows(tasks, _DueCallback._fields)
+_MESSAGES = _due_rows(events, _DueMessage._fields)
+
+
+async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
     """The keyring cannot open what it takes to send this one: it waits, so that it holds up no other."""
-    log.error(what, delivery=row["id"], advice="the keyring lacks the key that sealed it")
+    log.error(what, delivery=delivery_id, advice="the keyring lacks the key that sealed it")
     await tx.connection.execute(
-        sa.update(deliveries).where(deliveries.c.id == row["id"]).values(due_at=tx.now + UNREADABLE_DELAY_MS)
+        sa.update(deliveries).where(deliveries.c.id == delivery_id).values(due_at=tx.now + UNREADABLE_DELAY_MS)
+    )
+
+
+def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelivery:
+    return LeasedDelivery(
+        id=row.id,
+        wire_id=row.wire_id,
+        account=row.account,
+        lane=row.lane,
+        attempt=row.attempt + 1,
+        event=row.type,
+        endpoint=endpoint,
+        body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
+        traceparent=row.traceparent,
+        kind=DeliveryKind(row.kind),
+        other_secret=bool(row.other_secret),
     )
 
 
 # --- callbacks --------------------------------------------------------------------------------------------
 
 
-async def _callbacks(tx: Transaction, ids: Sequence[str], keyring: Keyring) -> list[LeasedDelivery]:
-    rows = (await tx.connection.execute(_CALLBACKS, {"ids": ids})).mappings().all()
-    await _expire(tx, [row for row in rows if _window_is_over(row, tx.now)])
+async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Keyring) -> list[LeasedDelivery]:
+    await _expire(tx, [row for row in rows if row.is_over(tx.now)])
     opened: list[LeasedDelivery] = []
     for row in rows:
-        if _window_is_over(row, tx.now):
+        if row.is_over(tx.now):
             continue
         try:
-            callback = open_callback(keyring, row, account=row["account"], task_id=row["source_id"])
+            callback = open_callback(keyring, row.callback(), account=row.account, task_id=row.source_id)
         except KeyringError:
-            await _put_off(tx, row, "callback_unreadable")
+            await _put_off(tx, row.id, "callback_unreadable")
         else:
-            opened.append(_leased(row, Endpoint.of_callback(callback, account=row["account"])))
+            opened.append(_leased(row, Endpoint.of_callback(callback, account=row.account)))
     return opened
 
 
-_CALLBACKS = (
-    sa.select(
-        deliveries,
-        tasks.c.type,
-        tasks.c.traceparent,
-        tasks.c.callback_url,
-        tasks.c.callback_secret,
-        tasks.c.callback_headers,
-        tasks.c.callback_origin,
-        tasks.c.callback_fingerprint,
-        tasks.c.callback_token,
-        tasks.c.schemes,
-        tasks.c.window_end,
-        bodies.c.content,
-        bodies.c.content_type,
-        bodies.c.headers,
-    )
-    .select_from(
-        deliveries.join(tasks, tasks.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
-    )
-    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
-)
-
-
-def _window_is_over(row: sa.RowMapping, now: int) -> bool:
-    return row["callback_url"] is None or (row["window_end"] is not None and row["window_end"] <= now)
-
-
-async def _expire(tx: Transaction, rows: Sequence[sa.RowMapping]) -> None:
+async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
     if not rows:
         return
     await tx.connection.execute(
         sa.update(deliveries)
-        .where(deliveries.c.id.in_([row["id"] for row in rows]))
+        .where(deliveries.c.id.in_([row.id for row in rows]))
         .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
     )
-    await wipe(tx, {row["source_id"] for row in rows})
-    await ledger.count(tx, Counter((row["account"], DeliveryState.EXPIRED) for row in rows))
+    await wipe(tx, {row.source_id for row in rows})
+    await ledger.count(tx, Counter((row.account, DeliveryState.EXPIRED) for row in rows))
 
 
 # --- subscriptions ----------------------------------------------------------------------------------------
 
 
-async def _messages(tx: Transaction, ids: Sequence[str], known: Endpoints) -> list[LeasedDelivery]:
-    rows = (await tx.connection.execute(_MESSAGES, {"ids": ids})).mappings().all()
-    standing = await endpoints.standing(tx.connection, (row["subscription_id"] for row in rows))
+async def _messages(tx: Transaction, rows: Sequence[_DueMessage], known: Endpoints) -> list[LeasedDelivery]:
+    if not rows:
+        return []
+    standing = await endpoints.standing(tx.connection, (row.subscription_id for row in rows))
     going = await _without_those_that_stay(tx, rows, standing)
     opened = await _opened(tx, going, standing, known)
     return [
-        _leased(row, Endpoint.of_subscription(opened[row["subscription_id"]]))
+        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]))
         for row in going
-        if row["subscription_id"] in opened
+        if row.subscription_id in opened
     ]
 
 
 async def _opened(
-    tx: Transaction, rows: Sequence[sa.RowMapping], standing: dict[str, sa.RowMapping], known: Endpoints
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], known: Endpoints
 ) -> dict[str, Subscription]:
-    wanted = {row["subscription_id"] for row in rows}
+    wanted = {row.subscription_id for row in rows}
     with contextlib.suppress(KeyringError):
         return await known.get(tx.connection, [Stamp.of(standing[id_]) for id_ in wanted])
     opened: dict[str, Subscription] = {}
@@ -195,62 +286,30 @@ async def _opened(
             opened.update(await known.get(tx.connection, [Stamp.of(standing[id_])]))
         except KeyringError:
             for row in rows:
-                if row["subscription_id"] == id_:
-                    await _put_off(tx, row, "subscription_unreadable")
+                if row.subscription_id == id_:
+                    await _put_off(tx, row.id, "subscription_unreadable")
     return opened
 
 
-_MESSAGES = (
-    sa.select(
-        deliveries,
-        events.c.type,
-        events.c.traceparent,
-        bodies.c.content,
-        bodies.c.content_type,
-        bodies.c.headers,
-    )
-    .select_from(
-        deliveries.join(events, events.c.id == deliveries.c.source_id).join(bodies, bodies.c.id == deliveries.c.body_id)
-    )
-    .where(deliveries.c.id.in_(sa.bindparam("ids", expanding=True)))
-)
-
-
 async def _without_those_that_stay(
-    tx: Transaction, rows: Sequence[sa.RowMapping], standing: dict[str, sa.RowMapping]
-) -> list[sa.RowMapping]:
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping]
+) -> list[_DueMessage]:
     """Those that may be sent. What a disabled subscription would get is held, and of a deleted one cancelled."""
-    going: list[sa.RowMapping] = []
-    deleted: list[sa.RowMapping] = []
+    going: list[_DueMessage] = []
+    deleted: list[_DueMessage] = []
     disabled: dict[str, list[str]] = {}
     for row in rows:
-        subscription = standing.get(row["subscription_id"])
+        subscription = standing.get(row.subscription_id)
         if subscription is None or subscription["state"] == SubscriptionState.DELETED:
             deleted.append(row)
-        elif subscription["state"] == SubscriptionState.DISABLED and row["kind"] == DeliveryKind.MESSAGE:
-            disabled.setdefault(row["subscription_id"], []).append(row["id"])
+        elif subscription["state"] == SubscriptionState.DISABLED and row.kind == DeliveryKind.MESSAGE:
+            disabled.setdefault(row.subscription_id, []).append(row.id)
         else:
             going.append(row)
     for id_, ids in disabled.items():
         await holding.hold(tx, standing[id_], ids)
     await end(tx, deleted, DeliveryState.CANCELLED, "deleted")
     return going
-
-
-def _leased(row: sa.RowMapping, endpoint: Endpoint) -> LeasedDelivery:
-    return LeasedDelivery(
-        id=row["id"],
-        wire_id=row["wire_id"],
-        account=row["account"],
-        lane=row["lane"],
-        attempt=row["attempt"] + 1,
-        event=row["type"],
-        endpoint=endpoint,
-        body=Body(row["content"], row["content_type"], tuple((n, v) for n, v in row["headers"] or ())),
-        traceparent=row["traceparent"],
-        kind=DeliveryKind(row["kind"]),
-        other_secret=row["other_secret"],
-    )
 
 
 # --- when there is more -----------------------------------------------------------------------------------
@@ -260,12 +319,16 @@ async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | N
     """Seconds until each lane has something due; None where nothing waits."""
     if not lanes:
         return {}
-    rows = await tx.connection.execute(_first_due(len(lanes)), {f"lane{n}": lane for n, lane in enumerate(lanes)})
-    return {lane: None if due is None else max(0.0, (due - tx.now) / 1000) for lane, due in rows}
+    [rows] = await tx.run((_first_due(len(lanes)), [lanes]))
+    return _seconds_until(rows, tx.now)
+
+
+def _seconds_until(rows: Sequence[tuple[str, int | None]], now: int) -> dict[str, float | None]:
+    return {lane: None if due is None else max(0.0, (due - now) / 1000) for lane, due in rows}
 
 
 @functools.lru_cache(2 * MAX_LANES_PER_CLAIM)
-def _first_due(lanes: int) -> sa.Executable:
+def _first_due(lanes: int) -> Statement:
     arms = [
         sa.select(
             sa.bindparam(f"lane{n}", type_=sa.String),
@@ -275,7 +338,7 @@ def _first_due(lanes: int) -> sa.Executable:
         )
         for n in range(lanes)
     ]
-    return sa.union_all(*arms) if len(arms) > 1 else arms[0]
+    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], *(f"lane{n}" for n in range(lanes)))
 
 
 async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[dict[str, float]]:

@@ -9,7 +9,6 @@ come from different places, and a delivery that vanished would show.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 
 import sqlalchemy as sa
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.models import LIVE_STATES, TERMINAL_STATES
 from dispatcher.store.committer import Transaction
 from dispatcher.store.database import upsert
+from dispatcher.store.statements import Statement, Step
 from dispatcher.store.tables import deliveries, is_live, ledger
 
 ACCEPTED = "accepted"
@@ -27,23 +27,25 @@ SLOTS = 16
 
 async def count(tx: Transaction, counts: Counter[tuple[str, str]]) -> None:
     """Add to the counts of (account, state)."""
-    if not counts:
-        return
+    if counts:
+        await tx.run(counting(tx, counts))
+
+
+def counting(tx: Transaction, counts: Counter[tuple[str, str]]) -> Step:
+    """What adds to the counts of (account, state)."""
     slot = int(tx.session[-4:], 16) % SLOTS
-    rows = [
-        {"account": account, "slot": slot, "state": state, "count": number}
-        for (account, state), number in sorted(counts.items())
-    ]
-    await tx.connection.execute(_addition(tx.connection.dialect.name), rows)
+    return _ADD, [(account, slot, str(state), number) for (account, state), number in sorted(counts.items())]
 
 
-@functools.cache
-def _addition(dialect: str) -> sa.Executable:
+def _addition(dialect: str) -> sa.ClauseElement:
     insert = upsert(dialect, ledger)
     return insert.on_conflict_do_update(
         index_elements=[ledger.c.account, ledger.c.slot, ledger.c.state],
         set_={"count": ledger.c.count + insert.excluded.count},
     )
+
+
+_ADD = Statement(_addition, "account", "slot", "state", "count")
 
 
 async def read(connection: AsyncConnection, account: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ calls `promote`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -34,14 +35,25 @@ def order_key(ordering: str, ordering_key: str | None) -> str | None:
             return None
 
 
-def group_of(row: Mapping[str, object] | sa.RowMapping) -> Group | None:
-    """The group of a delivery; None if it keeps no order."""
-    return None if row["seq"] is None else (str(row["lane"]), str(row["order_key"]))
+class Placed(Protocol):
+    """What tells of a delivery where it stands."""
+
+    @property
+    def lane(self) -> str:
+        """Its lane."""
+
+    @property
+    def seq(self) -> int | None:
+        """Its place in order."""
+
+    @property
+    def order_key(self) -> str | None:
+        """What keeps an order together."""
 
 
-def groups_of(rows: Iterable[sa.RowMapping]) -> set[Group]:
+def groups_of(rows: Iterable[Placed | sa.Row[Any]]) -> set[Group]:
     """The groups of those deliveries that keep an order."""
-    return {group for group in map(group_of, rows) if group is not None}
+    return {(row.lane, row.order_key or "") for row in rows if row.seq is not None}
 
 
 async def take_places(tx: Transaction, counts: Mapping[str, int]) -> dict[str, int]:

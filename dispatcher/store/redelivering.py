@@ -139,7 +139,7 @@ async def _to_subscription(tx: Transaction, row: sa.RowMapping) -> Problem | Red
     )
     await delivery_store.count_held(tx, {row["subscription_id"]: int(held)})
     await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))
-    await ordering.promote(tx, ordering.groups_of([row]))
+    await ordering.promote(tx, {(row["lane"], row["order_key"])} if ordered else set())
     return Redelivered(delivery_id=delivery_id, lane=row["lane"])
 
 

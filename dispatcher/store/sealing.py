@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -43,7 +44,7 @@ def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id
     }
 
 
-def open_callback(keyring: Keyring, row: sa.RowMapping, *, account: str, task_id: str) -> Callback:
+def open_callback(keyring: Keyring, row: Mapping[str, Any] | sa.RowMapping, *, account: str, task_id: str) -> Callback:
     """The callback in a row of `tasks` that has not been wiped."""
 
     def opened(column: str) -> str | None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.ids import new_id
 from dispatcher.store.database import Database, now_ms
+from dispatcher.store.statements import Statement, run
 from dispatcher.store.tables import sessions
 
 
@@ -52,14 +53,17 @@ async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
 
 async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> int | None:
     """Note which batch this transaction commits, and return the database's clock; None if the session is over."""
-    return await connection.scalar(_MARK, {"this": session, "batch": batch})
+    [marked] = await run(connection, (_MARK, [(batch, session)]))
+    return marked[0][0] if marked else None
 
 
-_MARK = (
+_MARK = Statement(
     sa.update(sessions)
     .where(sessions.c.id == sa.bindparam("this"))
     .values(last_batch=sa.bindparam("batch"))
-    .returning(now_ms())
+    .returning(now_ms()),
+    "batch",
+    "this",
 )
 
 

@@ -6,9 +6,8 @@ an older one changes nothing. What an answer means, `dispatcher.retry` and `subs
 
 from __future__ import annotations
 
-import functools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -21,10 +20,11 @@ from dispatcher.errors import LeaseLost
 from dispatcher.models import TERMINAL_STATES, DeliveryKind, DeliveryState, Mark, Outcome
 from dispatcher.store import endpoints, holding, ledger, ordering
 from dispatcher.store.committer import Transaction
-from dispatcher.store.deliveries import cancel_reason, count_held, lane_after, leased_rows, wipe
+from dispatcher.store.deliveries import Leased, cancel_reason, count_held, lane_after, leased_rows, wiping
 from dispatcher.store.notices import NoticeType
 from dispatcher.store.records import AttemptRecord, Report, Settled
 from dispatcher.store.sessions import is_over
+from dispatcher.store.statements import Statement, among, as_json
 from dispatcher.store.tables import attempts, deliveries, is_live, subscriptions
 from subscriptions import health
 from subscriptions.health import DisabledReason, DisableOn, Health, Policy
@@ -36,7 +36,7 @@ class _Outcome:
     """One report, the row it is on, and what follows."""
 
     report: Report
-    row: sa.RowMapping
+    row: Leased
     decision: retry.Decision
     #: it is the refusal that disabled the subscription
     refused: bool = False
@@ -51,7 +51,7 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
         if report.delivery_id in rows and _holds(report, rows[report.delivery_id], tx)
     ]
     outcomes, promoted, moving = await _conclude(tx, held)
-    settled = {outcome.row["id"]: outcome for outcome in outcomes}
+    settled = {outcome.row.id: outcome for outcome in outcomes}
     results: list[Settled | LeaseLost] = []
     for report in reports:
         outcome = settled.get(report.delivery_id)
@@ -65,16 +65,16 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
                 lane=lane,
                 delay=outcome.decision.delay,
                 # A ping is asked for by somebody who waits; a pause would keep the next one waiting, too.
-                pause=outcome.decision.pause if outcome.row["kind"] == DeliveryKind.MESSAGE else None,
+                pause=outcome.decision.pause if outcome.row.kind == DeliveryKind.MESSAGE else None,
                 promoted=lane in promoted,
-                moves=outcome.row["subscription_id"] in moving,
+                moves=outcome.row.subscription_id in moving,
             )
         )
     return results
 
 
-def _holds(report: Report, row: sa.RowMapping, tx: Transaction) -> bool:
-    return bool(row["attempt"] == report.attempt and row["session"] == tx.session)
+def _holds(report: Report, row: Leased, tx: Transaction) -> bool:
+    return row.attempt == report.attempt and row.session == tx.session
 
 
 async def reap(tx: Transaction, limit: int) -> int:
@@ -90,8 +90,8 @@ async def reap(tx: Transaction, limit: int) -> int:
 async def interrupt(tx: Transaction, ids: list[str], *, held_by: str | None = None) -> int:
     """Record that leases of these deliveries ended without a report; of one session only, if it is named."""
     rows = await leased_rows(tx, ids)
-    left = [row for row in rows.values() if held_by is None or row["session"] == held_by]
-    await _conclude(tx, [(_interrupted(row["id"], row["attempt"]), row) for row in left])
+    left = [row for row in rows.values() if held_by is None or row.session == held_by]
+    await _conclude(tx, [(_interrupted(row.id, row.attempt), row) for row in left])
     return len(left)
 
 
@@ -116,10 +116,10 @@ def _interrupted(delivery_id: str, attempt: int) -> Report:
 
 
 async def _conclude(
-    tx: Transaction, reported: Sequence[tuple[Report, sa.RowMapping]]
+    tx: Transaction, reported: Sequence[tuple[Report, Leased]]
 ) -> tuple[list[_Outcome], set[str], set[str]]:
     """Decide and write. Answers the outcomes, lanes where others became due, subscriptions with rows to move."""
-    ids = [row["subscription_id"] for _, row in reported if row["subscription_id"] is not None]
+    ids = [row.subscription_id for _, row in reported if row.subscription_id is not None]
     standing = await endpoints.standing(tx.connection, ids, lock=True)
     known = {id_: _Standing(row) for id_, row in standing.items()}
     outcomes = [_outcome(report, row, known, tx.now) for report, row in reported]
@@ -131,25 +131,25 @@ async def _conclude(
     return outcomes, promoted, {id_ for id_, one in known.items() if one.moves}
 
 
-def _outcome(report: Report, row: sa.RowMapping, known: dict[str, _Standing], now: int) -> _Outcome:
-    standing = known.get(row["subscription_id"])
+def _outcome(report: Report, row: Leased, known: dict[str, _Standing], now: int) -> _Outcome:
+    standing = None if row.subscription_id is None else known.get(row.subscription_id)
     history = retry.History(
-        failures=row["failures"],
-        last_outcome=Outcome(row["last_outcome"]) if row["last_outcome"] else None,
-        repeats=row["repeats"],
+        failures=row.failures,
+        last_outcome=Outcome(row.last_outcome) if row.last_outcome else None,
+        repeats=row.repeats,
         mark=_mark(report, row, standing),
-        other_secret=row["other_secret"],
+        other_secret=bool(row.other_secret),
     )
-    is_message = row["kind"] == DeliveryKind.MESSAGE
+    is_message = row.kind == DeliveryKind.MESSAGE
     refused = False
     if standing is not None and is_message and history.mark is None:
-        refused = standing.judge(report.answer, history, now=now, may_disable=not row["refused"])
+        refused = standing.judge(report.answer, history, now=now, may_disable=not row.refused)
     decision = retry.decide(
         report.answer,
         history,
         schedule=report.schedule,
         now=now / 1000,
-        window_end=row["window_end"] / 1000 if row["window_end"] is not None else None,
+        window_end=row.window_end / 1000 if row.window_end is not None else None,
         jitter=report.jitter,
         disabled=standing is not None and is_message and standing.is_disabled,
     )
@@ -158,17 +158,17 @@ def _outcome(report: Report, row: sa.RowMapping, known: dict[str, _Standing], no
     return _Outcome(report=report, row=row, decision=decision, refused=refused)
 
 
-def _mark(report: Report, row: sa.RowMapping, standing: _Standing | None) -> Mark | None:
+def _mark(report: Report, row: Leased, standing: _Standing | None) -> Mark | None:
     """What was asked of a delivery while it was sent, by itself or by a change of its subscription."""
     if standing is not None and standing.is_deleted:
         # What is being sent is marked step by step; it counts from the first moment.
         return Mark.CANCEL
-    if row["mark"]:
-        return Mark(row["mark"])
+    if row.mark:
+        return Mark(row.mark)
     if standing is not None and not standing.is_disabled and standing.is_newer(report):
         # A refusal of the secret, the URL or the headers that it had says nothing about those that it has.
         is_refused = retry.refusal(report.answer, retry.History()) in {retry.REJECTED, retry.GONE}
-        return Mark.RETARGET if is_refused and row["kind"] == DeliveryKind.MESSAGE else None
+        return Mark.RETARGET if is_refused and row.kind == DeliveryKind.MESSAGE else None
     return None
 
 
@@ -234,14 +234,14 @@ class _Standing:
         self._disable, self._status = reason, status
         return True
 
-    def follow(self, row: sa.RowMapping, decision: retry.Decision, report: Report, *, is_message: bool) -> None:
+    def follow(self, row: Leased, decision: retry.Decision, report: Report, *, is_message: bool) -> None:
         """Learn from what becomes of a delivery."""
-        if row["id"] == self.row["verifying"] and decision.state in TERMINAL_STATES:
+        if row.id == self.row["verifying"] and decision.state in TERMINAL_STATES:
             self._verified = decision.state is DeliveryState.DELIVERED
             self._granted_rate = report.granted_rate
         if decision.state is DeliveryState.EXHAUSTED and is_message:
             self._exhausted += 1
-            if row["seq"] is not None and self.row["on_exhausted"] == OnExhausted.BLOCK:
+            if row.seq is not None and self.row["on_exhausted"] == OnExhausted.BLOCK:
                 self._note_disabled(DisabledReason.BLOCKED)
 
     async def write(self, tx: Transaction) -> None:
@@ -277,79 +277,102 @@ class _Standing:
 async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str, _Standing]) -> None:
     if not outcomes:
         return
-    due = {one.row["id"]: _due_at(one.decision, tx.now) for one in outcomes}
-    await tx.connection.execute(
-        sa.insert(attempts), [_attempt_row(one.report, tx, due[one.row["id"]]) for one in outcomes]
+    attempt_rows: list[tuple[Any, ...]] = []
+    # Most of a batch end alike; those that do are written by one execution.
+    alike: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    to_wipe: set[str] = set()
+    ended: Counter[tuple[str, str]] = Counter()
+    held: Counter[str] = Counter()
+    for one in outcomes:
+        row, state = one.row, one.decision.state
+        due_at = _due_at(one.decision, tx.now)
+        attempt_rows.append(_attempt_row(one.report, tx, due_at))
+        alike[_columns(one, known, due_at, tx.now)].append(row.id)
+        if row.subscription_id is None and state in _WIPING_STATES:
+            to_wipe.add(row.source_id)
+        if state in TERMINAL_STATES:
+            ended[row.account, state] += 1
+        elif state is DeliveryState.HELD and row.subscription_id is not None:
+            held[row.subscription_id] += 1
+    await tx.run(
+        (_ATTEMPT, attempt_rows),
+        (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
+        wiping(to_wipe),
+        ledger.counting(tx, ended),
     )
-    await tx.connection.execute(
-        _settle_statement(), [_columns(one, known, due[one.row["id"]], tx.now) for one in outcomes]
-    )
-    await wipe(
-        tx,
-        {
-            one.row["source_id"]
-            for one in outcomes
-            if one.row["subscription_id"] is None
-            and one.decision.state in {DeliveryState.DELIVERED, DeliveryState.EXPIRED}
-        },
-    )
-    ended = [one for one in outcomes if one.decision.state in TERMINAL_STATES]
-    await ledger.count(tx, Counter((one.row["account"], one.decision.state) for one in ended))
-    held = Counter(one.row["subscription_id"] for one in outcomes if one.decision.state is DeliveryState.HELD)
     await count_held(tx, held)
 
 
-def _columns(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now: int) -> dict[str, Any]:
+#: a callback's URL is used no more
+_WIPING_STATES = {DeliveryState.DELIVERED, DeliveryState.EXPIRED}
+
+#: columns of a delivery that a settled attempt sets
+_SETTLED = (
+    "state", "reason", "lane", "failures", "last_outcome", "repeats", "due_at", "other_secret", "refused",
+    "hold_until", "finished_at",
+)  # fmt: skip
+
+
+def _columns(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now: int) -> tuple[Any, ...]:
     row, decision = one.row, one.decision
     ended = decision.state in TERMINAL_STATES
     held = decision.state is DeliveryState.HELD
-    return {
-        "key": row["id"],
-        "state": decision.state,
-        "reason": cancel_reason(row) if decision.state is DeliveryState.CANCELLED else decision.reason,
-        # What has ended keeps the lane that it was sent in; what goes on follows its callback.
-        "lane": row["lane"] if ended else lane_after(row),
-        "failures": decision.failures,
-        "last_outcome": one.report.answer.outcome,
-        "repeats": decision.repeats,
-        "due_at": due_at,
-        "other_secret": decision.other_secret,
-        "refused": row["refused"] or (one.refused and held),
-        "hold_until": holding.hold_until(known[row["subscription_id"]].row, now) if held else None,
-        "finished_at": now if ended else None,
-    }
-
-
-@functools.cache
-def _settle_statement() -> sa.Update:
-    columns = (
-        "state", "reason", "lane", "failures", "last_outcome", "repeats", "due_at", "other_secret", "refused",
-        "hold_until", "finished_at",
-    )  # fmt: skip
     return (
-        sa.update(deliveries)
-        .where(deliveries.c.id == sa.bindparam("key"))
-        .values(mark=None, session=None, **{name: sa.bindparam(name) for name in columns})
+        decision.state.value,
+        cancel_reason(row) if decision.state is DeliveryState.CANCELLED else decision.reason,
+        # What has ended keeps the lane that it was sent in; what goes on follows its callback.
+        None if ended or row.subscription_id is not None else lane_after(row),
+        decision.failures,
+        one.report.answer.outcome.value,
+        decision.repeats,
+        due_at,
+        decision.other_secret,
+        bool(row.refused or (one.refused and held)),
+        holding.hold_until(known[row.subscription_id].row, now) if held and row.subscription_id else None,
+        now if ended else None,
     )
+
+
+_SETTLE = Statement(
+    sa.update(deliveries)
+    .where(among(deliveries.c.id, "ids"))
+    .values(
+        {name: sa.bindparam(name) for name in _SETTLED}
+        | {
+            "lane": sa.func.coalesce(sa.bindparam("lane", type_=deliveries.c.lane.type), deliveries.c.lane),
+            "mark": sa.null(),
+            "session": sa.null(),
+        }
+    ),
+    *_SETTLED,
+    "ids",
+)
 
 
 def _due_at(decision: retry.Decision, now: int) -> int | None:
     return None if decision.delay is None else now + round(decision.delay * 1000)
 
 
-def _attempt_row(report: Report, tx: Transaction, retry_at: int | None) -> dict[str, Any]:
+def _attempt_row(report: Report, tx: Transaction, retry_at: int | None) -> tuple[Any, ...]:
     record = report.record
-    return {
-        "delivery_id": report.delivery_id,
-        "number": report.attempt,
-        "outcome": record.outcome,
-        "status": record.status,
-        "error": record.error,
-        "started_at": tx.now - round((tx.clock - record.started) * 1000),
-        "duration_ms": round((record.ended - record.started) * 1000, 1),
-        "retry_at": retry_at,
-        "truncated": record.truncated,
-        "response_headers": [list(header) for header in record.response_headers] or None,
-        "response_body": record.response_body,
-        "timing": record.timing,
-    }
+    return (
+        report.delivery_id,
+        report.attempt,
+        record.outcome.value,
+        record.status,
+        record.error,
+        tx.now - round((tx.clock - record.started) * 1000),
+        round((record.ended - record.started) * 1000, 1),
+        retry_at,
+        record.truncated,
+        as_json(record.response_headers or None),
+        record.response_body,
+        as_json(record.timing),
+    )
+
+
+_ATTEMPT = Statement(
+    sa.insert(attempts),
+    "delivery_id", "number", "outcome", "status", "error", "started_at", "duration_ms", "retry_at", "truncated",
+    "response_headers", "response_body", "timing",
+)  # fmt: skip

@@ -1,0 +1,199 @@
+"""Statements of the hot path: written in SQLAlchemy's language, compiled once, and then handed rows as they are.
+
+What SQLAlchemy does for each row and each statement that it executes costs more than most of ours do. So these take
+tuples that need no conversion, enums as their values and JSON as text (`as_json`), and answer with tuples. Several of
+them go to the database together (`run`). What differs between databases is known here and in `database`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+#: what a statement is executed with once: values in the order of its names
+Row = Sequence[Any]
+#: a statement, and the rows that it is executed with, one after the other
+Step = tuple["Statement", Sequence[Row]]
+
+_encode = msgspec.json.encode
+
+#: rows that one INSERT takes at most on SQLite: its length is a power of two, so that there are few to prepare
+MAX_ROWS = 64
+
+
+def as_json(value: object) -> str | None:
+    """A value for a JSON column; None is no value."""
+    return None if value is None else _encode(value).decode()
+
+
+# --- lists of ids -----------------------------------------------------------------------------------------
+
+
+class Ids(sa.types.TypeDecorator[list[str]]):
+    """A list of ids as one value: an array where there are arrays, else JSON."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        """What the database takes."""
+        return dialect.type_descriptor(sa.ARRAY(sa.String()) if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        """The list as the database takes it."""
+        return value if dialect.name == "postgresql" else as_json(value)
+
+
+class among(sa.ColumnElement[Any]):  # noqa: N801 - reads as SQL
+    """Whether a column is one of the ids in the parameter of that name: the same words, however many there are."""
+
+    # Not a Boolean: where there are none, SQLAlchemy compares that with 1, and no index is used.
+    type = sa.types.NullType()
+    inherit_cache = False
+
+    def __init__(self, column: sa.ColumnElement[str], name: str) -> None:
+        self.column = column
+        self.ids = sa.bindparam(name, type_=Ids())
+
+
+@compiles(among, "sqlite")
+def _among_sqlite(element: among, compiler: SQLCompiler, **kw: Any) -> str:
+    ids = compiler.process(element.ids, **kw)
+    column = compiler.process(element.column, **kw)
+    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 - both are of the compiler
+
+
+@compiles(among, "postgresql")
+def _among_postgresql(element: among, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"{compiler.process(element.column, **kw)} = ANY ({compiler.process(element.ids, **kw)})"
+
+
+# --- statements -------------------------------------------------------------------------------------------
+
+
+class Statement:
+    """A statement that is compiled once for each kind of database.
+
+    `names` are its parameters, in the order of a row's values; of an INSERT they are the columns. Where the kinds of
+    database do not share their words, `core` is a function that makes the statement for the dialect of a name.
+    """
+
+    def __init__(self, core: sa.ClauseElement | Callable[[str], sa.ClauseElement], *names: str) -> None:
+        self._core = core
+        self._names = names
+        self._prepared: dict[str, Prepared] = {}
+
+    def prepared(self, dialect: sa.Dialect) -> Prepared:
+        """The statement as a database takes it."""
+        found = self._prepared.get(dialect.name)
+        if found is None:
+            core = self._core if isinstance(self._core, sa.ClauseElement) else self._core(dialect.name)
+            found = self._prepared[dialect.name] = Prepared(core, self._names, dialect)
+        return found
+
+
+class Prepared:
+    """A statement in the words of one kind of database."""
+
+    def __init__(self, core: sa.ClauseElement, names: Sequence[str], dialect: sa.Dialect) -> None:
+        compiled = core.compile(dialect=dialect, column_keys=names if isinstance(core, sa.Insert) else None)
+        if not isinstance(compiled, SQLCompiler):
+            raise TypeError("not a statement that takes parameters")
+        self.sql = str(compiled)
+        self.returns_rows = isinstance(core, sa.SelectBase) or bool(compiled.effective_returning)
+        places = compiled.positiontup or []
+        # What the statement says itself, such as a state, comes after what it is given.
+        constants = [name for name in dict.fromkeys(places) if name not in names]
+        self._constants = tuple(_constant(compiled, name, dialect) for name in constants)
+        order = [(*names, *constants).index(name) for name in places]
+        self._is_in_order = order == list(range(len(names)))
+        self._in_order = _getter(order)
+        self._lists = [
+            (n, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for n, name in enumerate(places)
+            if isinstance(compiled.binds[name].type, Ids)
+        ]
+        row = f"({', '.join('?' * len(places))})"
+        self._before, found, self._after = self.sql.partition(f" VALUES {row}")
+        self._row = row if found and isinstance(core, sa.Insert) else None
+
+    def rows(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows as the driver takes them."""
+        if not self._is_in_order:
+            rows = [self._in_order((*row, *self._constants)) for row in rows]
+        for place, process in self._lists:
+            if process is not None:
+                rows = [(*row[:place], process(row[place]), *row[place + 1 :]) for row in rows]
+        return rows
+
+    def executions(self, rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+        """Rows as SQLite takes them: many in one INSERT, so that it is not begun and ended for each.
+
+        The thread that executes gives the interpreter back and asks for it again each time, and has to wait for it.
+        """
+        rows = self.rows(rows)
+        if self._row is None:
+            for row in rows:
+                yield self.sql, row
+            return
+        start = 0
+        while start < len(rows):
+            count = min(MAX_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+            values = [value for row in rows[start : start + count] for value in row]
+            yield self._several(count), values
+            start += count
+
+    def _several(self, count: int) -> str:
+        return f"{self._before} VALUES {', '.join([self._row or ''] * count)}{self._after}"
+
+
+def _constant(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> Any:
+    bind = compiled.binds[name]
+    process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+    value = bind.effective_value
+    return value if process is None else process(value)
+
+
+def _getter(order: Sequence[int]) -> Callable[[Row], Row]:
+    if len(order) > 1:
+        return itemgetter(*order)
+    return lambda row: tuple(row[n] for n in order)
+
+
+# --- execution --------------------------------------------------------------------------------------------
+
+
+async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
+    """Execute statements in this order, on SQLite in one visit to its thread. Answers the rows of each, as tuples."""
+    driver = _driver(connection)
+    prepared = [(statement.prepared(connection.dialect), rows) for statement, rows in steps]
+    if connection.dialect.name == "sqlite":
+        answers: list[list[Any]] = await driver.run([list(one.executions(rows)) for one, rows in prepared])
+        return answers
+    return [await _one_by_one(connection, driver, one, [*one.rows(rows)]) for one, rows in prepared]
+
+
+async def _one_by_one(connection: AsyncConnection, driver: Any, statement: Prepared, rows: list[Row]) -> list[Any]:
+    answer: list[Any] = []
+    if rows and not driver.is_in_transaction():
+        # SQLAlchemy begins the transaction with the first statement that it executes itself.
+        first = await connection.exec_driver_sql(statement.sql, tuple(rows.pop(0)))
+        answer += first.all() if first.returns_rows else []
+    if statement.returns_rows:
+        for row in rows:
+            answer += await driver.fetch(statement.sql, *row)
+    elif rows:
+        await driver.executemany(statement.sql, rows)
+    return answer
+
+
+def _driver(connection: AsyncConnection) -> Any:
+    """The driver's own connection: `sqlite.Connection`, or asyncpg's."""
+    return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
