@@ -151,6 +151,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nothing here depends on who the caller seems to be
             date_header=True,
             timeout_graceful_shutdown=max(1, round(settings.grace)),
         )

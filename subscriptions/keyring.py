@@ -68,8 +68,7 @@ class KeyringError(ValueError):
     """A keyring that cannot be used, or a value that it cannot open. The text holds nothing secret."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a sealed value lives. It can be opened there and nowhere else."""
 
     #: what the value is for; each purpose has its own data keys

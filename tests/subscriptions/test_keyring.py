@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from subscriptions import keyring
 from subscriptions.keyring import CACHED_DATA_KEYS, NOTICED_WITHIN, Key, Keyring, KeyringError, Place, kid_of
