@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -64,16 +64,22 @@ class Transaction:
 Write = Callable[[Transaction, Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
 
 
-@dataclass(eq=False, kw_only=True)
 class _Entry:
-    write: Write[Any, Any]
-    item: Any
-    weight: int
-    #: called with the answer, or the exception, before the caller hears of it
-    then: Callable[[Any], None] | None
-    #: monotonic time
-    since: float = field(default_factory=monotonic)
-    answer: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    """A write that waits. There is one for each row of the hot path: it is made by hand."""
+
+    __slots__ = ("answer", "item", "since", "then", "weight", "write")
+
+    def __init__(
+        self, write: Write[Any, Any], item: Any, weight: int, then: Callable[[Any], None] | None, since: float
+    ) -> None:
+        self.write = write
+        self.item = item
+        self.weight = weight
+        #: called with the answer, or the exception, before the caller hears of it
+        self.then = then
+        #: monotonic time
+        self.since = since
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def resolve(self, answer: Any) -> None:
         if self.then is not None:
@@ -83,10 +89,11 @@ class _Entry:
                 # It is the caller's; the other callers must hear of their commit all the same.
                 log.exception("commit_callback_failed")
         if self.answer.done():
+            # Whoever waited went away, which cancels this answer and nothing else.
             return
         if isinstance(answer, BaseException):
             self.answer.set_exception(answer)
-            # Whoever waited may be gone; then nobody collects the exception, and that is fine.
+            # Whoever waits may yet go away; then nobody collects the exception, and that is fine.
             self.answer.exception()
         else:
             self.answer.set_result(answer)
@@ -140,7 +147,8 @@ class Committer:
 
         Raises StoreUnavailable when nothing was stored, or what the write answered for this item.
         """
-        entry = _Entry(write=write, item=item, weight=weight, then=then)
+        now = monotonic()
+        entry = _Entry(write, item, weight, then, now)
         if self._stopping or self._waiting_weight > MAX_WAITING_WEIGHT:
             entry.resolve(StoreUnavailable("too many writes are waiting"))
         else:
@@ -148,10 +156,10 @@ class Committer:
                 self._patient.append(entry)
             else:
                 self._urgent.append(entry)
-                self._urgent_at = monotonic()
+                self._urgent_at = now
             self._waiting_weight += weight
             self._wake.set()
-        answer: Answer = await asyncio.shield(entry.answer)
+        answer: Answer = await entry.answer
         return answer
 
     def take_waits(self) -> list[float]:

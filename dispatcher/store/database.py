@@ -157,6 +157,8 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
             # Wiped callback URLs and deleted rows leave no remains in the file.
             "secure_delete=FAST",
             "cache_size=-65536",
+            # pages; what changes again and again is written back to the file once, instead of every few commits
+            "wal_autocheckpoint=4000",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, lane_of, pi
 from dispatcher.store import endpoints, holding, ledger, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import count_held
+from dispatcher.store.statements import Statement
 from dispatcher.store.tables import deliveries
 from subscriptions.models import SubscriptionState
 
@@ -111,10 +113,10 @@ class _Batch:
             "account": making.account,
             "source_id": making.source_id,
             "subscription_id": target.subscription_id,
-            "kind": making.kind,
+            "kind": making.kind.value,
             "wire_id": id_,
             "lane": lane_of(making.account, target.subscription_id),
-            "state": DeliveryState.LEASED if target.handed_off else DeliveryState.PENDING,
+            "state": DeliveryState.LEASED.value if target.handed_off else DeliveryState.PENDING.value,
             "reason": None,
             "attempt": int(target.handed_off is not None),
             "failures": 0,
@@ -145,10 +147,12 @@ class _Batch:
                 self._end(row, DeliveryState.EXPIRED, "quota")
                 return
             self._held[standing["id"]] += 1
-            row.update(state=DeliveryState.HELD, due_at=None, hold_until=holding.hold_until(standing, self._tx.now))
+            row.update(
+                state=DeliveryState.HELD.value, due_at=None, hold_until=holding.hold_until(standing, self._tx.now)
+            )
 
     def _end(self, row: dict[str, Any], state: DeliveryState, reason: str) -> None:
-        row.update(state=state, reason=reason, due_at=None, finished_at=self._tx.now)
+        row.update(state=state.value, reason=reason, due_at=None, finished_at=self._tx.now)
 
     async def place(self) -> None:
         """Give those that keep an order their places, and let only the first of each group be due."""
@@ -171,11 +175,20 @@ class _Batch:
         """Store them, and count them."""
         if not self._rows:
             return
-        await self._tx.connection.execute(sa.insert(deliveries), self._rows)
-        await count_held(self._tx, self._held)
         counts: Counter[tuple[str, str]] = Counter()
         for row in self._rows:
             counts[row["account"], ledger.ACCEPTED] += 1
             if row["finished_at"] is not None:
                 counts[row["account"], row["state"]] += 1
-        await ledger.count(self._tx, counts)
+        await self._tx.run((_DELIVERY, [_values(row) for row in self._rows]), ledger.counting(self._tx, counts))
+        await count_held(self._tx, self._held)
+
+
+#: what a row says
+_COLUMNS = (
+    "id", "account", "source_id", "subscription_id", "kind", "wire_id", "lane", "state", "reason", "attempt",
+    "failures", "repeats", "due_at", "session", "body_id", "seq", "order_key", "hold_until", "created_at",
+    "finished_at",
+)  # fmt: skip
+_values = itemgetter(*_COLUMNS)
+_DELIVERY = Statement(sa.insert(deliveries), *_COLUMNS)

@@ -28,6 +28,7 @@ from dispatcher.store.idempotency import Answers
 from dispatcher.store.making import Making, Target
 from dispatcher.store.records import IdempotencyKey, NewEvent, Published, Replayed, Skipped
 from dispatcher.store.rosters import Roster, Subscriber, changes, current_versions, is_good
+from dispatcher.store.statements import Statement, as_json
 from dispatcher.store.tables import bodies, events, fan_out_targets, fan_outs
 from subscriptions.health import DisabledReason
 from subscriptions.matching import Audience, evaluate
@@ -333,8 +334,8 @@ class _Stored:
 
     def __init__(self, tx: Transaction) -> None:
         self._tx = tx
-        self._events: list[dict[str, Any]] = []
-        self._bodies: list[dict[str, Any]] = []
+        self._events: list[tuple[Any, ...]] = []
+        self._bodies: list[tuple[Any, ...]] = []
         self._fan_outs: list[dict[str, Any]] = []
         self._targets: list[dict[str, Any]] = []
         self._makings: list[Making] = []
@@ -382,20 +383,20 @@ class _Stored:
         skipped = one.plan.skipped[: min(MAX_SKIPPED, self._skips)]
         self._skips -= len(skipped)
         self._events.append(
-            {
-                "id": event.id,
-                "account": event.account,
-                "type": event.type,
-                "reference": event.reference,
-                "subject": event.subject,
-                "ordering_key": event.ordering_key,
-                "traceparent": event.traceparent,
-                "deliveries": len(subscribers) + deliveries,
-                "state": EventState.FANNED_OUT if at_once else EventState.ACCEPTED,
-                "skipped": [[skip.subscription_id, skip.reason, skip.detail] for skip in skipped] or None,
-                "created_at": self._tx.now,
-                "finished_at": self._tx.now if at_once else None,
-            }
+            (
+                event.id,
+                event.account,
+                event.type,
+                event.reference,
+                event.subject,
+                event.ordering_key,
+                event.traceparent,
+                len(subscribers) + deliveries,
+                EventState.FANNED_OUT.value if at_once else EventState.ACCEPTED.value,
+                as_json([[skip.subscription_id, skip.reason, skip.detail] for skip in skipped] or None),
+                self._tx.now,
+                self._tx.now if at_once else None,
+            )
         )
         return Published(event_id=event.id, deliveries=len(subscribers), complete=at_once, skipped=skipped)
 
@@ -404,18 +405,25 @@ class _Stored:
         for mode, body in composed.items():
             is_raw = mode == BodyMode.RAW
             ids[str(mode)] = event_id if is_raw else new_id()
-            self._bodies.append(body_row(ids[str(mode)], body, event_id=None if is_raw else event_id))
+            self._bodies.append(_body_row(ids[str(mode)], body, event_id=None if is_raw else event_id))
         return ids
 
     async def write(self) -> list[making.Made]:
         connection = self._tx.connection
         if self._events:
-            await connection.execute(sa.insert(events), self._events)
-            await connection.execute(sa.insert(bodies), self._bodies)
+            await self._tx.run((_EVENT, self._events), (_BODY, self._bodies))
         if self._fan_outs:
             await connection.execute(sa.insert(fan_outs), self._fan_outs)
             await connection.execute(sa.insert(fan_out_targets), self._targets)
         return await making.make(self._tx, self._makings)
+
+
+_EVENT = Statement(
+    sa.insert(events),
+    "id", "account", "type", "reference", "subject", "ordering_key", "traceparent", "deliveries", "state", "skipped",
+    "created_at", "finished_at",
+)  # fmt: skip
+_BODY = Statement(sa.insert(bodies), "id", "content", "content_type", "event_id", "headers")
 
 
 async def insert_one(tx: Transaction, event: NewEvent, body: Body, *, deliveries: int) -> None:
@@ -431,15 +439,8 @@ async def insert_one(tx: Transaction, event: NewEvent, body: Body, *, deliveries
     await rows.write()
 
 
-def body_row(id_: str, body: Body, *, event_id: str | None) -> dict[str, Any]:
-    """A body as a row of `bodies`."""
-    return {
-        "id": id_,
-        "content": body.body,
-        "content_type": body.content_type,
-        "event_id": event_id,
-        "headers": [list(header) for header in body.headers] or None,
-    }
+def _body_row(id_: str, body: Body, *, event_id: str | None) -> tuple[Any, ...]:
+    return (id_, body.body, body.content_type, event_id, as_json(body.headers or None))
 
 
 def _making(one: Publication, subscribers: Sequence[Subscriber], ids: dict[str, str]) -> Making:

@@ -172,28 +172,17 @@ def _getter(order: Sequence[int]) -> Callable[[Row], Row]:
 
 async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
     """Execute statements in this order, on SQLite in one visit to its thread. Answers the rows of each, as tuples."""
-    driver = _driver(connection)
     prepared = [(statement.prepared(connection.dialect), rows) for statement, rows in steps]
-    if connection.dialect.name == "sqlite":
-        answers: list[list[Any]] = await driver.run([list(one.executions(rows)) for one, rows in prepared])
-        return answers
-    return [await _one_by_one(connection, driver, one, [*one.rows(rows)]) for one, rows in prepared]
+    if connection.dialect.name != "sqlite":
+        return [await _execute(connection, one, [tuple(row) for row in one.rows(rows)]) for one, rows in prepared]
+    driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
+    answers: list[list[Any]] = await driver.run([list(one.executions(rows)) for one, rows in prepared])
+    return answers
 
 
-async def _one_by_one(connection: AsyncConnection, driver: Any, statement: Prepared, rows: list[Row]) -> list[Any]:
-    answer: list[Any] = []
-    if rows and not driver.is_in_transaction():
-        # SQLAlchemy begins the transaction with the first statement that it executes itself.
-        first = await connection.exec_driver_sql(statement.sql, tuple(rows.pop(0)))
-        answer += first.all() if first.returns_rows else []
+async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[tuple[Any, ...]]) -> list[Any]:
     if statement.returns_rows:
-        for row in rows:
-            answer += await driver.fetch(statement.sql, *row)
-    elif rows:
-        await driver.executemany(statement.sql, rows)
-    return answer
-
-
-def _driver(connection: AsyncConnection) -> Any:
-    """The driver's own connection: `sqlite.Connection`, or asyncpg's."""
-    return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
+        return [found for row in rows for found in await connection.exec_driver_sql(statement.sql, row)]
+    if rows:
+        await connection.exec_driver_sql(statement.sql, rows)
+    return []
