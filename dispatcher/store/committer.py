@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -29,7 +30,9 @@ log = structlog.get_logger(__name__)
 #: rows that go into one transaction at most, so that no caller waits behind an endless one
 MAX_BATCH_WEIGHT = 1_000
 #: and of a patient one while urgent writes come in, so that those never wait long
-MAX_PATIENT_WEIGHT = 50
+MAX_PATIENT_WEIGHT = 128
+#: seconds for which the connection is kept from batch to batch, while others who write wait for it
+HELD_FOR = 0.05
 #: seconds after an urgent write in which the next one is expected
 LATELY = 1.0
 #: waits that are remembered until somebody takes them
@@ -115,6 +118,10 @@ class Committer:
         self._urgent_at = 0.0
         #: how long urgent writes waited for their commit, seconds, since somebody last took these
         self._waits: list[float] = []
+        #: the connection, while batch follows on batch; that it was kept for long enough; what gives it back
+        self._held: AsyncConnection | None = None
+        self._held_enough = False
+        self._holding = AsyncExitStack()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -170,6 +177,8 @@ class Committer:
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
+            if self._held_enough or self._stopping:
+                await self._give_back()
             if not (self._urgent or self._patient):
                 if self._stopping:
                     return
@@ -185,6 +194,25 @@ class Committer:
                     entry.resolve(exc)
             if self._was_urgent and len(self._waits) < MAX_WAITS:
                 self._waits.append(monotonic() - batch[0].since)
+
+    async def _connection(self) -> AsyncConnection:
+        """The connection that is held; taking one for each batch costs more than many a batch."""
+        if self._held is None:
+            self._held = await self._holding.enter_async_context(self._database.hold())
+            asyncio.get_running_loop().call_later(HELD_FOR, self._hold_no_longer)
+        return self._held
+
+    def _hold_no_longer(self) -> None:
+        self._held_enough = True
+        self._wake.set()
+
+    async def _give_back(self) -> None:
+        self._held, self._held_enough = None, False
+        try:
+            await self._holding.aclose()
+        except Exception:
+            # It is closed then, and the next batch gets another.
+            log.exception("connection_not_given_back")
 
     def _gather(self) -> list[_Entry]:
         """The next batch: urgent and patient writes take turns."""
@@ -226,7 +254,7 @@ class Committer:
         answers: dict[_Entry, Any] = {}
         applied = False
         try:
-            async with self._database.write() as connection:
+            async with self._database.write(await self._connection()) as connection:
                 now = await sessions.mark_batch(connection, self.session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
@@ -236,6 +264,8 @@ class Committer:
                     answers.update(zip(entries, results, strict=True))
                 applied = True
         except Exception:
+            # Whatever is wrong with it, the next one has its own.
+            await self._give_back()
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
             if not (applied and await self._was_committed(batch_id)):
                 raise

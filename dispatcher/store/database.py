@@ -66,10 +66,24 @@ class Database:
         self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that may write; commits at the end of the block, rolls back on any error."""
+    async def write(self, held: AsyncConnection | None = None) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may write; commits at the end of the block, rolls back on any error.
+
+        It is on the connection that is held, if one is: else on one that is taken for it and given back.
+        """
         with translated_errors():
+            if held is not None:
+                async with held.begin():
+                    yield held
+                return
             async with self._writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for several transactions that follow each other; meanwhile others wait for theirs."""
+        with translated_errors():
+            async with self._writer.connect() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -157,8 +171,6 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
             # Wiped callback URLs and deleted rows leave no remains in the file.
             "secure_delete=FAST",
             "cache_size=-65536",
-            # pages; what changes again and again is written back to the file once, instead of every few commits
-            "wal_autocheckpoint=4000",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

@@ -145,6 +145,26 @@ async def test_too_many_waiting_writes_are_refused(database: Database, monkeypat
     assert len(await stored(database)) == 6
 
 
+async def test_others_who_write_have_their_turn(committer: Committer, database: Database) -> None:
+    """The committer keeps the one connection that writes from batch to batch, but not for long."""
+    insert, others = Inserts(), 0
+
+    async def write_without_a_pause() -> None:
+        n = 0
+        while others < 3:
+            await committer.write(insert, f"row{n}")
+            n += 1
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(write_without_a_pause())
+        while others < 3:
+            async with database.write() as connection:
+                await connection.execute(sa.text("UPDATE sessions SET pid = pid + 1"))
+            others += 1
+            await asyncio.sleep(0.01)
+    assert len(insert.batches) > 3
+
+
 class LosesAnswers(Database):
     """A database whose connection breaks around COMMIT: before it took effect, or after."""
 
@@ -153,9 +173,9 @@ class LosesAnswers(Database):
         self.breaks: str | None = None
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, held: AsyncConnection | None = None) -> AsyncIterator[AsyncConnection]:
         breaks, self.breaks = self.breaks, None
-        async with super().write() as connection:
+        async with super().write(held) as connection:
             yield connection
             if breaks == "before":
                 raise StoreUnavailable("the connection broke before COMMIT took effect")

@@ -23,6 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from dispatcher.delivery.connection import Connection
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.http1_transport import Http1Transport
@@ -172,8 +174,8 @@ def _watch_transactions(fuse: Fuse) -> None:
 
     def write(original: Any) -> Any:
         @asynccontextmanager
-        async def watched(self: Database) -> AsyncIterator[Any]:
-            async with original(self) as connection:
+        async def watched(self: Database, held: AsyncConnection | None = None) -> AsyncIterator[Any]:
+            async with original(self, held) as connection:
                 written.clear()
                 yield connection
                 fuse.passes(Stage.INSTALLING)
@@ -187,7 +189,7 @@ def _watch_transactions(fuse: Fuse) -> None:
             answers = await original(tx, requests)
             fresh = [request for request, answer in zip(requests, answers, strict=True) if answer is None]
             if fresh:
-                tasks = [row["task"]["id"] for request in fresh for row in request.rows]
+                tasks = [row.task[0] for request in fresh for row in request.rows]
                 written.extend((stage, {"tasks": tasks}) for stage in (Stage.INSERTED, Stage.COMMITTING))
             return answers
 
