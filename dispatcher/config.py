@@ -109,8 +109,8 @@ class Settings(BaseSettings):
     deny_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     #: http:// or https:// URL of an egress proxy; then the proxy is the guard of addresses
     egress_proxy: str | None = None
-    #: what sends: httpx, or http1, our own client. With an egress proxy it is httpx
-    transport: Literal["http1", "httpx"] = "httpx"
+    #: what sends: http1, our own client, or httpx. With an egress proxy it is httpx
+    transport: Literal["http1", "httpx"] = "http1"
     #: PEM file with a certificate and its key, shown to endpoints that ask for one
     client_certificate: Path | None = None
     #: name servers to ask instead of the system's, as `address` or `address:port`

@@ -38,11 +38,15 @@ class Fault:
 
 
 class AnswerReader:
-    """One answer. Feed it until `is_over`; then `fault` says why there is none, or `response()` is the answer."""
+    """One answer. Feed it until `is_over`; then `fault` says why there is none, or `response()` is the answer.
+
+    With `has_body` False, as after HEAD, it is whole with its head.
+    """
 
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_has_body",
         "_header_bytes",
         "_headers",
         "_is_broken",
@@ -58,7 +62,8 @@ class AnswerReader:
         "status",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_body: bool = True) -> None:
+        self._has_body = has_body
         self._parser = httptools.HttpResponseParser(self)
         #: of the final answer, once its head is whole; 0 before
         self.status = 0
@@ -181,6 +186,11 @@ class AnswerReader:
             return
         self.status = status
         self.head_at = time.perf_counter()
+        if not self._has_body:
+            # llhttp would wait for the body that the headers speak of. The connection is not used again: what follows
+            # the head is not looked at.
+            self.is_over = True
+            raise _Cut
         if status in _WITHOUT_BODY:
             self._reads_to_end = False
 

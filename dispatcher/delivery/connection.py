@@ -98,14 +98,18 @@ class Connection(asyncio.Protocol):
             raise SendError(Outcome.TLS_ERROR, "the TLS handshake broke off")
         self._transport = transport
 
-    async def exchange(self, head: bytes, body: bytes, *, until: float, timing: Timing) -> Response:
+    async def exchange(
+        self, head: bytes, body: bytes, *, until: float, timing: Timing, has_body: bool = True
+    ) -> Response:
         """Send a request and read its answer; `until` is the deadline on the event loop's clock.
+
+        `has_body` is False for HEAD, whose answers have none, whatever their headers say.
 
         Raises:
             SendError: there is no usable answer.
             BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
         """
-        self._answer, self._is_late = AnswerReader(), False
+        self._answer, self._is_late = AnswerReader(has_body=has_body), False
         self._waiter = self._loop.create_future()
         tick = self._deadlines.add(self, until)
         started = time.perf_counter()

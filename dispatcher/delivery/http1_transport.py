@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Hashable
+from dataclasses import replace
 
 import httpx
 
@@ -75,31 +76,34 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._idle.close()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request of an httpx client. Raises httpx.TransportError."""
+        """Send a request of an httpx client: its read timeout is the deadline over everything.
+
+        Raises httpx.TransportError, as httpx does: a ConnectError or ConnectTimeout means that nothing was sent.
+        """
         try:
             target = parse(str(request.url.copy_with(raw_path=b"/")))
         except EgressRefused as exc:
             raise httpx.UnsupportedProtocol(exc.detail, request=request) from exc
+        try:
+            headers = [(name.decode("ascii"), value.decode()) for name, value in request.headers.raw]
+        except UnicodeDecodeError as exc:
+            raise httpx.LocalProtocolError("headers are sent as UTF-8", request=request) from exc
         wanted = Request(
             method=request.method,
-            target=Target(
-                scheme=target.scheme,
-                host=target.host,
-                port=target.port,
-                path=request.url.raw_path.decode("ascii"),
-                literal=target.literal,
-            ),
-            headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            target=replace(target, path=request.url.raw_path.decode("ascii")),
+            headers=headers,
             body=await request.aread(),
             deadline=request.extensions.get("timeout", {}).get("read") or _HTTPX_DEADLINE,
         )
+        timing = Timing()
         try:
-            answer = await self.send(wanted, Timing())
+            answer = await self.send(wanted, timing)
         except SendError as exc:
-            raise _HTTPX_ERRORS.get(exc.outcome, httpx.ConnectError)(exc.detail, request=request) from exc
+            raise _httpx_error(exc.outcome, was_sent=timing.wait is not None)(exc.detail, request=request) from exc
         if not answer.complete:
             raise httpx.RemoteProtocolError("the answer broke off, or is too large", request=request)
-        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body, request=request)
+        body = httpx.ByteStream(answer.body)
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=body, request=request)
 
     def _admit(self, target: Target) -> None:
         """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
@@ -153,7 +157,8 @@ class Http1Transport(httpx.AsyncBaseTransport):
     async def _exchange(
         self, connection: Connection, head: bytes, request: Request, timing: Timing, until: float
     ) -> Response:
-        response = await connection.exchange(head, request.body, until=until, timing=timing)
+        has_body = request.method != "HEAD"
+        response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
         if connection.is_at_start:
             connection.keep_session()
             self._idle.put(connection)
@@ -172,8 +177,13 @@ def _late() -> SendError:
     return SendError(Outcome.TIMEOUT, "no complete answer within the deadline")
 
 
-_HTTPX_ERRORS: dict[Outcome, type[httpx.TransportError]] = {
-    Outcome.TIMEOUT: httpx.ReadTimeout,
-    Outcome.PROTOCOL_ERROR: httpx.RemoteProtocolError,
-    Outcome.INTERNAL_ERROR: httpx.LocalProtocolError,
-}
+def _httpx_error(outcome: Outcome, *, was_sent: bool) -> type[httpx.TransportError]:
+    match outcome:
+        case Outcome.TIMEOUT:
+            return httpx.ReadTimeout if was_sent else httpx.ConnectTimeout
+        case Outcome.PROTOCOL_ERROR:
+            return httpx.RemoteProtocolError
+        case Outcome.INTERNAL_ERROR:
+            return httpx.LocalProtocolError
+        case _:
+            return httpx.ReadError if was_sent else httpx.ConnectError

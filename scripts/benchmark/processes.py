@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -30,7 +31,8 @@ class Usage:
 
     #: CPU time, user and system, seconds
     cpu_s: float
-    #: the most memory it ever had, MiB
+    #: memory that it has now, and the most it ever had, MiB
+    mib: float
     peak_mib: float
 
 
@@ -81,10 +83,14 @@ class Child:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             raise self.failure("is gone") from None
-        peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), None)
-        if peak is None:
+        kib = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
+        if len(kib) < 2:
             raise self.failure("is gone")
-        return Usage(cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS, peak_mib=int(peak) / 1024)
+        return Usage(
+            cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
+            mib=int(kib["VmRSS"]) / 1024,
+            peak_mib=int(kib["VmHWM"]) / 1024,
+        )
 
     def stop(self, patience: float = STOP_S) -> None:
         """SIGTERM, and SIGKILL for what does not heed it within `patience` seconds."""

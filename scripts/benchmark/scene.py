@@ -38,6 +38,13 @@ class Sizes:
     #: quiet endpoints beside the one with an overdue backlog, and posts to them in a second
     quiet: int = 100
     quiet_per_s: float = 100.0
+    #: subscriptions that one event goes to, beside posts at a steady rate for some seconds
+    crowd: int = 20_000
+    crowd_per_s: float = 50.0
+    crowd_seconds: float = 16.0
+    #: seconds of the load under which memory is watched, and stretches of it after each of which that is done
+    soak_seconds: float = 1_800.0
+    soak_stretches: int = 60
 
 
 FULL = Sizes()
@@ -51,6 +58,10 @@ QUICK = Sizes(
     endpoints=500,
     latency_seconds=1.5,
     neighbours=200,
+    crowd=500,
+    crowd_seconds=3.0,
+    soak_seconds=60.0,
+    soak_stretches=12,
 )
 
 

@@ -42,7 +42,8 @@ class Dispatcher:
     def for_account(self, account: str) -> Iterator[Dispatcher]:
         """The same dispatcher, for another account."""
         command = [*_COMMAND, "token", "create", "--account", account, "--data-dir", str(_data_dir(self._folder))]
-        command += ["--scope", "tasks:write", "--scope", "deliveries:read"]
+        for scope in ("tasks:write", "events:write", "subscriptions:write", "deliveries:read"):
+            command += ["--scope", scope]
         token = processes.finished(command, log=self._folder / "token.log", within=processes.START_S).strip()
         with _client(str(self._client.base_url), token) as client:
             yield Dispatcher(self._child, self._folder, client, token)

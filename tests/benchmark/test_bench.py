@@ -29,6 +29,9 @@ from scripts.benchmark.subject import serving
 from tests.support.server import until
 
 TINY = Sizes(seconds=0.2, connections=4, warm_up=8, latency_seconds=0.2)
+SOAK = Sizes(soak_seconds=8.0, soak_stretches=8, connections=32, warm_up=64)
+#: MiB by which the memory of a process differs from one moment to another
+UNSTEADY = 8
 
 
 def test_a_case_end_to_end(tmp_path: Path) -> None:
@@ -43,6 +46,16 @@ def test_a_case_end_to_end(tmp_path: Path) -> None:
     assert measured.figures["peak_mib"] > 10
     assert len(noise.spins) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(600)
+def test_memory_stays_as_it_is_under_load(tmp_path: Path) -> None:
+    """A short soak: if what is in memory of a delivery stayed there, it would show. The long one is by hand."""
+    (result,) = rounds.run([ALL["soak"]], rounds=1, sizes=SOAK, folder=tmp_path, noise=Noise(), say=lambda _text: None)
+    assert result.failed is None
+    (measured,) = result.rounds[0]
+    assert measured.figures["deliveries"] > 1_000
+    assert measured.figures["grown_mib"] < UNSTEADY
 
 
 def test_a_figure_that_cannot_be_trusted_is_not_shown(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_every_case_is_described_with_its_sizes() -> None:
         ("drain", "backlog"),
         ("overdue", "backlog"),
         ("backlog", "waiting"),
+        ("crowd", "crowd"),
+        ("soak", "soak_seconds"),
     ):
         for sizes, said in zip((FULL, QUICK), rows[name][1:], strict=True):
             assert re.findall(r"[\d.,]+", said) == [f"{getattr(sizes, field):,}".removesuffix(".0")], name

@@ -20,13 +20,14 @@ import httpx
 import pytest
 import trustme
 
-from tests.support.api import Json, accept, delivery, ended, in_state, outcomes
+from tests.support.api import Json, accept, delivery, ended, in_state, outcomes, requested
 from tests.support.dns import NXDOMAIN, NameServerThread
 from tests.support.patience import PATIENCE
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 from tests.support.subscribers import PATH, publish, subscribe, subscription
 from tests.support.subscriptions import (
+    NO_BYTE,
     Line,
     Script,
     deliveries,
@@ -248,7 +249,7 @@ CASES: dict[str, Case] = {
     "timeout": failing(Reply(hang=True), "timeout", None),
     "slow, but in time": fine(Reply(delay=0.5), 200),
     "its own timeout": failing(Reply(delay=4), "timeout", None, timeout=0.3),
-    "reset": failing(Reply(raw=b""), "connection_error", None),
+    "reset": failing(NO_BYTE, "connection_error", None),
     "reset inside the head": failing(Reply(raw=HALF_HEAD), "connection_error", None),
     "garbage": failing(Reply(status=99_999), "protocol_error", None),
     "101": failing(Reply(status=101, headers=(("Upgrade", "x"),), body=b""), "protocol_error", None),
@@ -266,7 +267,7 @@ CASES: dict[str, Case] = {
     ),
     "a success ends the streak": Case(
         fields={"retry_schedule": [SOON, SOON, LATE]},
-        replies=[answered(500), Reply(raw=b""), answered(204)],
+        replies=[answered(500), NO_BYTE, answered(204)],
         ends=[("delivered", None, [("http_error", 500), ("connection_error", None), ("success", 204)])],
     ),
     "refused after failures": Case(
@@ -446,8 +447,12 @@ def test_an_answer_means_what_the_table_says(outcome: Outcome, name: str) -> Non
     case, result = CASES[name], outcome.results[name]
     assert [(found["state"], found["reason"], _attempts(found)) for found in result.deliveries] == case.ends
     assert [request.attempt for request in result.requests] == [
-        number for *_, attempts in case.ends for number in range(1, len(attempts) + 1)
+        number for found in result.deliveries for number in requested(found)
     ]
+    for attempt in (attempt for found in result.deliveries for attempt in found["attempts"]):
+        # All cases share a receiver, and so its connections: which attempt met a kept one is not told beforehand.
+        assert not attempt["timing"]["reconnected"] or attempt["outcome"] == "connection_error"
+        assert not attempt["timing"]["reconnected"] or NO_BYTE in case.replies
     now = result.subscription
     assert reason_of(now) == case.disabled
     assert (now["failures"], now["refusals"]) == (case.failures, case.refusals)
@@ -555,7 +560,7 @@ class Gate:
         (answered(500), "held", None, "rejected"),
         (answered(302), "held", None, "rejected"),
         (answered(429, ("Retry-After", "3600")), "held", None, "rejected"),
-        (Reply(raw=b""), "held", None, "rejected"),
+        (NO_BYTE, "held", None, "rejected"),
         (wish("abort-message"), "rejected", "aborted", "rejected"),
         (wish("disable"), "held", None, "rejected"),
         (answered(410), "rejected", "gone", "gone"),
@@ -728,7 +733,7 @@ def test_nothing_succeeded_for_long(start_server: Callable[..., Server], receive
         # name: disable_after, seconds since its first failure, answers of further events, how it ends
         cases: dict[str, tuple[float, float, list[Reply], str | None]] = {
             "five failures, long enough": (60, 61, [answered(500)], "failing"),
-            "by no answer at all": (60, 61, [Reply(raw=b"")], "failing"),
+            "by no answer at all": (60, 61, [NO_BYTE], "failing"),
             "by a 3xx": (60, 61, [answered(301)], "failing"),
             "by a 408": (60, 61, [answered(408)], "failing"),
             "five failures, not long enough": (120, 61, [answered(500)], None),
@@ -787,18 +792,17 @@ def test_nothing_succeeded_for_long(start_server: Callable[..., Server], receive
 
 @pytest.mark.parametrize(
     ("value", "least"),
-    [("2", 2.0), (lambda: http_date(3), 1.9)],
+    [(lambda: "2", 2.0), (lambda: http_date(3), 1.9)],
     ids=["seconds", "a date"],
 )
 def test_retry_after_quiets_the_whole_subscription(
-    client: httpx.Client, value: str | Callable[[], str], least: float
+    client: httpx.Client, value: Callable[[], str], least: float
 ) -> None:
     """What else is for the subscription waits as long; what is for another does not."""
     script = Script()
     event = f"quiet.{least}"
     with Receiver(script) as receiver:
-        text = value() if callable(value) else value
-        script.write("/busy", answered(429, ("Retry-After", text)), answered(200))
+        script.write("/busy", lambda: answered(429, ("Retry-After", value())), answered(200))
         busy = subscribe(client, f"{receiver.url}/busy", events=[f"{event}.**"])
         other = subscribe(client, f"{receiver.url}/other", events=[f"{event}.more"])
         publish(client, f"{event}.first")

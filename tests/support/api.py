@@ -106,6 +106,13 @@ def outcomes(found: Json) -> list[tuple[int, str, int | None]]:
     return [(attempt["number"], attempt["outcome"], attempt["status"]) for attempt in found["attempts"]]
 
 
+def requested(found: Json) -> list[int]:
+    """The attempts of a delivery as its receiver saw them: one comes twice when a kept connection broke under it."""
+    return [
+        attempt["number"] for attempt in found["attempts"] for _ in range(2 if attempt["timing"]["reconnected"] else 1)
+    ]
+
+
 def problem(answer: httpx.Response, status: int, slug: str, *fields: str) -> Json:
     """Check that an answer is this problem about these fields, and that it repeats no value of the request."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text

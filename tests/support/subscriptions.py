@@ -22,6 +22,9 @@ PING = "webhook.ping"
 #: an answer, or what makes it when it is asked for
 Line = Reply | Callable[[], Reply]
 
+#: the connection is closed, and nothing was answered
+NO_BYTE = Reply(raw=b"")
+
 
 def is_ping(request: Received) -> bool:
     """Whether a request asks only if the endpoint is there."""
@@ -29,11 +32,16 @@ def is_ping(request: Received) -> bool:
 
 
 class Script:
-    """What a receiver answers, by path: the lines of a script in order, the last one for ever; pings by themselves."""
+    """What a receiver answers, by path: the lines of a script in order, the last one for ever; pings by themselves.
+
+    A request that gets no byte is sent once more if its connection was a kept one; it then gets no byte again.
+    """
 
     def __init__(self, default: Answerer | None = None) -> None:
         self._default = default or (lambda _request: Reply())
         self._lines: dict[str, Iterator[Line]] = {}
+        #: attempts that got no byte
+        self._unanswered: set[tuple[str, int]] = set()
         #: what pings are answered, by path; 200 where nothing is said
         self.pings: dict[str, Reply] = {}
 
@@ -48,7 +56,13 @@ class Script:
         lines = self._lines.get(request.target)
         if lines is None:
             return self._default(request)
+        attempt = (request.delivery, request.attempt)
+        if attempt in self._unanswered:
+            self._unanswered.discard(attempt)
+            return NO_BYTE
         line = next(lines)
+        if line == NO_BYTE:
+            self._unanswered.add(attempt)
         return line if isinstance(line, Reply) else line()
 
 

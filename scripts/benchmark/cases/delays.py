@@ -5,11 +5,13 @@ Time runs from the moment at which a post was due, so a late load generator or a
 
 from __future__ import annotations
 
+import time
+
 from scripts.benchmark import processes
 from scripts.benchmark.counting import PATIENCE_S, SLOWEST, deliver_all, throughput, used_since
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.figures import OURS, latencies
-from scripts.benchmark.load import Job, generate, read_moments
+from scripts.benchmark.load import EVENT_TYPE, Job, generate, read_moments
 from scripts.benchmark.noise import fsync_time
 from scripts.benchmark.receivers import OwnReceiver, timing
 from scripts.benchmark.scene import Case, Contender, Figures, Scene
@@ -96,6 +98,35 @@ def _healthy_arrivals(scene: Scene, receiver: OwnReceiver, job: Job, *, troubled
     return dict(came)
 
 
+def _crowd(scene: Scene) -> Figures:
+    """Posts at a steady rate, first by themselves, then from the moment at which another account's event has its turn.
+
+    Another account's, so that its share of what is in memory cannot be what delays them.
+    """
+    sizes = scene.sizes
+    with (
+        timing(scene.folder, hosts=2) as receiver,
+        serving(scene.folder) as dispatcher,
+        dispatcher.for_account("crowd") as other,
+    ):
+        other.subscribe([f"{receiver.origins[1]}/s/{index}" for index in range(sizes.crowd)])
+        shape = {"urls": [f"{receiver.origins[0]}/results"], "rate": sizes.crowd_per_s}
+        job = dispatcher.job(items=round(sizes.crowd_per_s * sizes.crowd_seconds), **shape)
+        deliver_all(scene, dispatcher, receiver, job)
+        alone = deliver_all(scene, dispatcher, receiver, job).answers
+        published = time.monotonic()
+        other.post("/events", {"type": EVENT_TYPE, "payload": {"n": 0}})
+        outcome = generate(job, log=scene.log("load"))
+        ended = other.until_delivered(sizes.crowd, within=PATIENCE_S + sizes.crowd / SLOWEST)
+        return {
+            **latencies(alone, "alone"),
+            **latencies(outcome.answers, "beside"),
+            "beside_max_ms": max(outcome.answers) * 1000,
+            "p99_ratio": latencies(outcome.answers, "x")["x_p99_ms"] / latencies(alone, "x")["x_p99_ms"],
+            "fan_out_per_s": sizes.crowd / (ended - published),
+        }
+
+
 def _urls(receiver: OwnReceiver, *, troubled: bool) -> list[str]:
     def path(index: int) -> str:
         return BAD.get(index % 10, "results") if troubled else "results"
@@ -123,5 +154,12 @@ CASES = (
             Contender(name=OURS, run=lambda scene: _neighbour(scene, troubled=True)),
         ),
         compared=("per_s", "healthy_p99_ms"),
+    ),
+    Case(
+        name="crowd",
+        about="POST /tasks at a steady rate, alone and while an event of another account goes to very many",
+        contenders=(Contender(name=OURS, run=_crowd),),
+        compared=(),
+        by_default=False,
     ),
 )
