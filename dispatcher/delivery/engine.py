@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from dispatcher import metrics
 from dispatcher.account_cache import AccountCache
 from dispatcher.config import LEASE_MARGIN, Settings
 from dispatcher.delivery.agenda import Agenda
+from dispatcher.delivery.availability import until_available
 from dispatcher.delivery.governor import Governor
 from dispatcher.delivery.lanes import Lane, Lanes, Turn
+from dispatcher.delivery.patience import Patience
 from dispatcher.delivery.sender import Sender
-from dispatcher.errors import LeaseLost, StoreUnavailable
+from dispatcher.delivery.settler import Settler
+from dispatcher.errors import StoreUnavailable
 from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
@@ -33,10 +35,6 @@ from subscriptions.keyring import KeyringError
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-#: seconds after which a request that got no answer yet stops counting against the send slots
-PATIENCE = 0.5
 #: deliveries leased in one go at most, so that their bodies fit into memory
 MAX_LEASE = 256
 #: seconds for which a delivery may wait in memory before its endpoint is looked at again
@@ -83,6 +81,8 @@ class Engine:
         )
         self._agenda = Agenda()
         self._governor = Governor(store.take_waits)
+        self._patience = Patience(self._lose_patience)
+        self._settler = Settler(store, most=self._governor.settle_at_most, on_settled=self._on_settled)
         self._wake = asyncio.Event()
         self._scan_wanted = asyncio.Event()
         self._sends: set[asyncio.Task[None]] = set()
@@ -119,12 +119,17 @@ class Engine:
         # A lease that is being committed is waited for, so that what it brings can be given back.
         await asyncio.gather(leasing, return_exceptions=True)
         self._spawn(self._give_back([delivery for lane in self._lanes for delivery in self._lanes.empty(lane)]))
-        await asyncio.wait(self._sends, timeout=max(0.0, grace))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, grace)):
+                while self._sends:
+                    await asyncio.wait(self._sends)
+                await self._settler.join()
         for task in self._sends:
             task.cancel()
         for loop in others:
             loop.cancel()
         await asyncio.gather(*self._sends, *others, return_exceptions=True)
+        await self._settler.stop()
         if self._known:
             # Cut off in the middle of a request: the next process must know that it may have arrived.
             with contextlib.suppress(StoreUnavailable):
@@ -135,7 +140,7 @@ class Engine:
     def reserve(self, lane: str, size: int) -> bool:
         """Promise a place in a lane to a delivery that is about to be committed as leased to this process."""
         now = _now()
-        if self._stopping or self._agenda.is_due(lane, now) or not self._has_lease_for_a_send():
+        if self._stopping or self._agenda.is_due(lane, now) or not self._has_lease_for_a_send(now):
             return False
         return self._lanes.reserve(lane, size, now)
 
@@ -191,7 +196,7 @@ class Engine:
 
     def _claims(self, now: float) -> list[LaneClaim]:
         # What ends the want, a send that ends or a heartbeat, also wakes us.
-        self._starved = not (self._lanes.has_memory() and self._has_lease_for_a_send())
+        self._starved = not (self._lanes.has_memory() and self._has_lease_for_a_send(now))
         if self._starved:
             return []
         lanes: list[Lane] = []
@@ -242,45 +247,56 @@ class Engine:
 
     def _pump(self) -> None:
         """Start as many sends as there are slots and turns."""
-        while not self._stopping and self._has_lease_for_a_send():
-            turn = self._lanes.take(_now())
-            if turn is None:
-                break
+        while (turn := self._next_turn()) is not None:
             self._spawn(self._deliver(turn))
+
+    def _next_turn(self) -> Turn | None:
+        now = _now()
+        if self._stopping or not self._has_lease_for_a_send(now):
+            return None
+        turn = self._lanes.take(now)
+        if turn is not None:
             self._pace(turn.lane)
+        return turn
 
     async def _deliver(self, turn: Turn) -> None:
-        """Send a leased delivery, free its slot, settle what came of it, and plan what is next."""
-        try:
-            try:
-                report = await self._send(turn)
-            except _NotNowError as exc:
-                self._reconsider(turn.lane, _now())
+        """Send a leased delivery, and then others, as long as there is a turn for one more."""
+        following: Turn | None = turn
+        while following is not None:
+            await self._attempt(following)
+            following = self._next_turn()
+            if following is not None:
+                # An answer may make room for more than one.
                 self._pump()
-                await self._give_back([turn.delivery], delay=exc.delay)
-                return
+
+    async def _attempt(self, turn: Turn) -> None:
+        """Send a delivery, free its slot, learn from the answer, and have it settled."""
+        try:
+            report = await self._send(turn)
             self._learn(turn.lane, report)
-            settled = await self._settle(report)
-            if settled is not None:
-                self._plan(turn.lane, settled)
+            self._settler.add(turn.lane, report)
+        except _NotNowError as exc:
+            self._reconsider(turn.lane, _now())
+            self._spawn(self._give_back([turn.delivery], delay=exc.delay))
         except Exception:
             # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
             log.exception("delivery_failed_inside", delivery=turn.delivery.id)
-        self._known.discard(turn.delivery.id)
+            self._known.discard(turn.delivery.id)
 
     async def _send(self, turn: Turn) -> Report:
-        patience = asyncio.get_running_loop().call_later(PATIENCE, self._lose_patience, turn)
+        delivery = turn.delivery
+        self._patience.begin(turn, _now())
         try:
-            account = await self._account(turn.delivery)
-            window_end = turn.delivery.endpoint.window_end
+            account = await self._account(delivery)
+            window_end = delivery.endpoint.window_end
             if window_end is not None and window_end <= time.time() * 1000:
                 # Leasing it again will expire it.
                 raise _NotNowError(delay=0.0)
-            if not await self._is_current(turn.delivery) or not self._has_lease_for_a_send():
+            if not await self._is_current(delivery) or not self._has_lease_for_a_send(_now()):
                 raise _NotNowError(delay=0.0)
-            return await self._sender.send(turn.delivery, account)
+            return await self._sender.send(delivery, account)
         finally:
-            patience.cancel()
+            self._patience.end(turn)
             self._lanes.finish(turn, _now())
 
     async def _account(self, delivery: LeasedDelivery) -> Account:
@@ -288,7 +304,7 @@ class Engine:
         if known is not None:
             return known
         try:
-            return await self._until_available(lambda: self._accounts.get(delivery.account))
+            return await until_available(lambda: self._accounts.get(delivery.account))
         except KeyringError as exc:
             log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
             raise _NotNowError(delay=UNREADABLE_DELAY) from exc
@@ -297,19 +313,12 @@ class Engine:
         """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""
         if time.monotonic() - delivery.seen_at <= MAX_UNSEEN:
             return True
-        return await self._until_available(lambda: self._store.is_current(delivery.endpoint))
+        return await until_available(lambda: self._store.is_current(delivery.endpoint))
 
-    def _lose_patience(self, turn: Turn) -> None:
-        self._lanes.free_slot(turn)
+    def _lose_patience(self, turns: list[Turn]) -> None:
+        for turn in turns:
+            self._lanes.free_slot(turn)
         self._pump()
-
-    async def _settle(self, report: Report) -> Settled | None:
-        """Record the attempt, however long the database is away. None when the lease was lost meanwhile."""
-        try:
-            return await self._until_available(lambda: self._store.settle(report))
-        except LeaseLost:
-            log.warning("lease_lost", delivery=report.delivery_id, attempt=report.attempt)
-            return None
 
     def _learn(self, lane: Lane, report: Report) -> None:
         now = _now()
@@ -319,11 +328,15 @@ class Engine:
         else:
             self._lanes.refresh(lane, now)
         self._reconsider(lane, now)
-        self._pump()
+
+    def _on_settled(self, lane: Lane, report: Report, settled: Settled | None) -> None:
+        self._known.discard(report.delivery_id)
+        if settled is not None:
+            self._plan(lane, settled)
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
-        if lane.backlog and (now < lane.opens_at or lane.room(now) >= max(1, lane.capacity // 4)):
+        if lane.backlog and (now < lane.opens_at or lane.room(now) >= lane.worth_leasing):
             lane.backlog = False
             self._agenda.note(lane.key, max(now, lane.opens_at))
             self._wake.set()
@@ -390,7 +403,7 @@ class Engine:
     async def _give_one_back(self, delivery: LeasedDelivery, delay: float) -> None:
         try:
             release = Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay)
-            released = await self._until_available(lambda: self._store.release(release))
+            released = await until_available(lambda: self._store.release(release))
             if released is not None:
                 self._agenda.note(released.lane, _now() + released.delay)
         except Exception:
@@ -446,23 +459,8 @@ class Engine:
             await self._store.renew_session()
         self._session_until = started + self._settings.session_ttl
 
-    def _has_lease_for_a_send(self) -> bool:
-        return self._session_until - _now() >= self._settings.longest_send + LEASE_MARGIN
-
-    async def _until_available(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do this, however long the database is away."""
-        try:
-            # Nearly always this is all; the retrying around it costs more than the work itself.
-            return await work()
-        except StoreUnavailable:
-            pass
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_random_exponential(multiplier=0.1, max=5),
-        ):
-            with attempt:
-                found = await work()
-        return found
+    def _has_lease_for_a_send(self, now: float) -> bool:
+        return self._session_until - now >= self._settings.longest_send + LEASE_MARGIN
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -19,7 +19,10 @@ FASTEST = 20_000.0
 FASTEST_BESIDE = 1_000.0
 #: deliveries in one lease while there are callers: its commit is one that they wait behind
 LARGEST_BESIDE = 12
-#: seconds between two of them at most
+#: attempts settled in one commit: at most, and at most while there are callers
+LARGEST_SETTLE = 256
+LARGEST_SETTLE_BESIDE = 36
+#: seconds between two leases at most
 LONGEST_GAP = 0.005
 #: seconds that the loop may run late
 LATE = 0.003
@@ -98,6 +101,10 @@ class Governor:
     def gap(self) -> float:
         """Seconds between two sends of one lease."""
         return 0.0 if self._is_alone else min(LONGEST_GAP, 0.5 / self.pace)
+
+    def settle_at_most(self) -> int:
+        """How many attempts may be settled in one commit."""
+        return LARGEST_SETTLE if self._is_alone else LARGEST_SETTLE_BESIDE
 
     def spend(self, count: int) -> None:
         """So many were leased."""

@@ -31,6 +31,11 @@ LAST_QUIET = 15.0
 PACED_AHEAD = 2.0
 #: seconds by which a send may come before its time in the pace: timers are not exact
 EARLY = 0.002
+#: seconds of sending that a fast lane holds in memory, and deliveries at most
+AHEAD = 0.5
+LARGEST_QUEUE = 512
+#: seconds over which it is counted how fast a lane is
+COUNTED_OVER = 0.25
 #: lanes that are remembered while they have nothing to do
 IDLE_LANES = 20_000
 
@@ -39,7 +44,10 @@ class Lane:
     """One destination: a subscription, or an account's callbacks to one origin."""
 
     __slots__ = (
+        "account",
+        "answers",
         "backlog",
+        "counted_from",
         "failures",
         "in_flight",
         "key",
@@ -48,6 +56,7 @@ class Lane:
         "queue",
         "quiet",
         "quiet_until",
+        "rate",
         "reserved",
         "timer",
         "widest",
@@ -56,6 +65,7 @@ class Lane:
 
     def __init__(self, key: str, *, widest: int) -> None:
         self.key = key
+        self.account = account_of(key)
         #: leased deliveries that wait to be sent
         self.queue: deque[LeasedDelivery] = deque()
         #: requests under way
@@ -67,6 +77,10 @@ class Lane:
         self.widest = widest
         #: failures in a row
         self.failures = 0
+        #: good answers per second, of late; and what is being counted for the next time
+        self.rate = 0.0
+        self.answers = 0
+        self.counted_from = 0.0
         #: how long the circuit stays open the next time, seconds
         self.quiet = FIRST_QUIET
         #: monotonic time before which nothing is sent
@@ -88,10 +102,19 @@ class Lane:
 
     @property
     def capacity(self) -> int:
-        """How many deliveries it holds at most: twice its width, so that sending never starves; less at a slow pace."""
+        """How many deliveries it holds at most: twice its width, so that sending never starves; less at a slow pace.
+
+        A fast one holds more, but no more than it sends in a moment: a lease is worth its commit when it is large.
+        """
         if self.pace:
             return max(1, min(2 * self.width, int(PACED_AHEAD / self.pace)))
-        return 2 * self.width
+        return max(2 * self.width, min(LARGEST_QUEUE, int(self.rate * AHEAD)))
+
+    @property
+    def worth_leasing(self) -> int:
+        """How many places are free when it is worth to lease more: half of those in which deliveries wait."""
+        capacity = self.capacity
+        return max(1, (capacity - min(self.width, capacity // 2)) // 2)
 
     @property
     def opens_at(self) -> float:
@@ -136,13 +159,23 @@ class Lane:
             self.failures = 0
             self.quiet = FIRST_QUIET
             self.width = min(self.widest, self.width * 2)
+            self._count(now)
             return
+        self.rate = 0.0
         self.failures += 1
         self.width = max(1, self.width // 2)
         if self.failures >= CIRCUIT_FAILURES and now >= self.quiet_until:
             self.quiet_until = now + self.quiet
             self.quiet = min(LAST_QUIET, self.quiet * 2)
             self.width = min(PROBE_WIDTH, self.widest)
+
+    def _count(self, now: float) -> None:
+        self.answers += 1
+        span = now - self.counted_from
+        if span >= COUNTED_OVER:
+            self.rate = self.answers / span
+            self.answers = 0
+            self.counted_from = now
 
 
 def _is_failure(outcome: Outcome, status: int | None) -> bool:
@@ -182,6 +215,7 @@ class Lanes:
         self._rings: tuple[_Ring, _Ring] = (OrderedDict(), OrderedDict())
         self._next_ring = 0
         self._slots_of: Counter[str] = Counter()
+        self._slots_held = 0
         self._unproven_slots = 0
         self._unproven_in_flight = 0
         self._in_flight_of: Counter[str] = Counter()
@@ -238,7 +272,7 @@ class Lanes:
 
     def take(self, now: float) -> Turn | None:
         """The next delivery to send, if there is a slot for it."""
-        if self._slots_of.total() >= self._slots or self.in_flight >= self._max_in_flight:
+        if self._slots_held >= self._slots or self.in_flight >= self._max_in_flight:
             return None
         first = self._next_ring
         for number in (first, 1 - first):
@@ -276,7 +310,7 @@ class Lanes:
 
     def _has_its_share(self, account: str) -> bool:
         """Whether an account holds as much as it leaves free: so the next one always finds something."""
-        free_slots = self._slots - self._slots_of.total()
+        free_slots = self._slots - self._slots_held
         free = self._max_in_flight - self.in_flight
         return self._slots_of[account] >= free_slots or self._in_flight_of[account] >= free
 
@@ -288,6 +322,7 @@ class Lanes:
         self.in_flight += 1
         self._in_flight_of[account] += 1
         self._slots_of[account] += 1
+        self._slots_held += 1
         self._unproven_slots += not turn.is_proven
         self._unproven_in_flight += not turn.is_proven
         return turn
@@ -296,6 +331,7 @@ class Lanes:
         """The request has its answer, or has waited so long that others go first."""
         if turn.holds_slot:
             turn.holds_slot = False
+            self._slots_held -= 1
             _decrement(self._slots_of, turn.delivery.account)
             self._unproven_slots -= not turn.is_proven
 
@@ -327,12 +363,15 @@ class Lanes:
 
     def refresh(self, lane: Lane, now: float) -> None:
         """Give a lane its turn if it can send."""
-        if lane.can_send(now):
-            account = account_of(lane.key)
-            mine, other = self._rings if lane.is_proven else self._rings[::-1]
-            if account in other:
-                other[account].pop(lane.key, None)
-            mine.setdefault(account, OrderedDict())[lane.key] = lane
+        if not lane.can_send(now):
+            return
+        account = lane.account
+        mine, other = self._rings if lane.is_proven else self._rings[::-1]
+        if account in other:
+            other[account].pop(lane.key, None)
+        if account not in mine:
+            mine[account] = OrderedDict()
+        mine[account][lane.key] = lane
 
     def forget_idle(self, now: float) -> None:
         """Drop lanes that have had nothing to do for longest."""

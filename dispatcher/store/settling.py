@@ -73,6 +73,12 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
     return results
 
 
+async def settle_all(tx: Transaction, gathered: Sequence[Sequence[Report]]) -> list[list[Settled | LeaseLost]]:
+    """The same for reports that were gathered before: each group is one write, with an answer for each report."""
+    answers = iter(await settle(tx, [report for reports in gathered for report in reports]))
+    return [[next(answers) for _ in reports] for reports in gathered]
+
+
 def _holds(report: Report, row: Leased, tx: Transaction) -> bool:
     return row.attempt == report.attempt and row.session == tx.session
 

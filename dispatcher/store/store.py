@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
-from dispatcher.errors import StoreUnavailable
+from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import (
     accounts,
     changes,
@@ -170,6 +170,10 @@ class Store:
     async def settle(self, report: Report) -> Settled:
         """Record an attempt and what follows from it. Raises LeaseLost."""
         return await self._committer.write(settling.settle, report, patient=True)
+
+    async def settle_all(self, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
+        """Record attempts together, and what follows from them."""
+        return await self._committer.write(settling.settle_all, reports, weight=len(reports), patient=True)
 
     async def is_current(self, endpoint: Endpoint) -> bool:
         """Whether an endpoint that was opened a while ago is still as it was."""

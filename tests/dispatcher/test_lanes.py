@@ -9,10 +9,12 @@ import pytest
 
 from dispatcher.bodies import Body
 from dispatcher.delivery.lanes import (
+    AHEAD,
     CIRCUIT_FAILURES,
     EARLY,
     FIRST_QUIET,
     FIRST_WIDTH,
+    LARGEST_QUEUE,
     LAST_QUIET,
     PACED_AHEAD,
     PROBE_WIDTH,
@@ -92,6 +94,37 @@ class TestWidth:
         lane = Lane("a x", widest=64)
         lane.note(outcome, status, 0.0)
         assert (lane.failures == 1) is is_failure
+
+
+class TestQueue:
+    """A fast lane holds more in memory, but no more than it sends in a moment."""
+
+    def answered(self, rate: int, seconds: float = 1.0) -> Lane:
+        lane = Lane("a x", widest=64)
+        for number in range(int(rate * seconds) + 1):
+            lane.note(Outcome.SUCCESS, 200, 1000.0 + number / rate)
+        return lane
+
+    @pytest.mark.parametrize(
+        ("rate", "capacity"),
+        [(10, 128), (256, 128), (400, int(400 * AHEAD)), (100_000, LARGEST_QUEUE)],
+    )
+    def test_it_grows_with_what_is_sent_and_has_an_end(self, rate: int, capacity: int) -> None:
+        assert self.answered(rate).capacity == pytest.approx(capacity, abs=2)
+
+    def test_a_failure_brings_it_back_to_twice_the_width(self) -> None:
+        lane = self.answered(1000)
+        lane.note(Outcome.TIMEOUT, None, 1001.0)
+        assert lane.capacity == 2 * lane.width
+
+    def test_a_pace_keeps_it_small(self) -> None:
+        lane = self.answered(1000)
+        lane.pace = 0.5
+        assert lane.capacity == int(PACED_AHEAD / 0.5)
+
+    @pytest.mark.parametrize(("rate", "room"), [(10, 32), (100_000, (LARGEST_QUEUE - 64) // 2)])
+    def test_it_is_filled_again_when_half_of_what_waits_is_gone(self, rate: int, room: int) -> None:
+        assert self.answered(rate).worth_leasing == room
 
 
 class TestCircuit:

@@ -116,3 +116,23 @@ def test_cookies_are_not_kept(scrubber: Scrubber) -> None:
 def test_bytes_that_are_no_text_do_no_harm(scrubber: Scrubber) -> None:
     _, body = scrubber.answer((), b"\xff\xfe" + base64.b64encode(b"anything"))
     assert body is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stays"),
+    [
+        ("Content-Length", "12345", True),
+        ("Content-Length", "123456", False),
+        ("Connection", "keep-alive", True),
+        ("Connection", "keep-alive-1", False),
+        ("X-Connection", "keep-alive", False),
+        ("Date", "Sat, 28 Nov 2026 15:18:48 GMT", True),
+        ("Date", "Sat, 28 Nov 2026 15:18:48 GMT 123456", False),
+    ],
+)
+def test_values_that_any_server_sends_stay_and_the_nearest_others_are_looked_at(
+    name: str, value: str, stays: bool
+) -> None:
+    scrubber = Scrubber((), path="/123456/keep-alive", secrets=())
+    [(_, kept)] = scrubber.answer(((name, value),), b"")[0]
+    assert (kept == value) is stays
