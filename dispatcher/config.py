@@ -51,8 +51,12 @@ class Settings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     #: directory of the embedded database, the keyring and the lock
     data_dir: Path = Path("dispatcher-data")
-    #: database to use instead of the embedded SQLite file in `data_dir`
+    #: PostgreSQL to use instead of the embedded SQLite file in `data_dir`, as libpq writes it: `postgresql://…`
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    #: connections to PostgreSQL that this process holds at most
+    database_connections: int = Field(default=8, ge=2)
+    #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement is prepared beyond its transaction
+    pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start
     dev: bool = False
     #: how long a stop waits for requests and sends in flight, seconds

@@ -6,6 +6,7 @@
     ├── SendError            an attempt that ended without a usable answer; carries its outcome
     ├── StoreError
     │   ├── StoreUnavailable the database cannot take the write now (locked, full, away): try again
+    │   │   └── StoreContended   another process was at the same rows: try again at once
     │   └── LeaseLost        the row is no longer ours to change
     ├── ProcessorError       raised by processor code; its text is safe to show to the caller
     └── Problem              an answer of the HTTP API (RFC 9457)
@@ -55,6 +56,10 @@ class StoreError(DispatcherError):
 
 class StoreUnavailable(StoreError):
     """The database cannot take the write now: locked, full or away. Nothing was stored; try again."""
+
+
+class StoreContended(StoreUnavailable):
+    """Another process was at the same rows in the same moment. Nothing was stored; the same again is likely to be."""
 
 
 class LeaseLost(StoreError):

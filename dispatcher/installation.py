@@ -56,11 +56,15 @@ async def open_installation(settings: Settings) -> Installation:
     _make(data_dir)
     try:
         with _locked(data_dir / "setup.lock", wait=True):
-            database = Database(settings.database_url or embedded_url(data_dir))
+            database = Database(
+                settings.database_url or embedded_url(data_dir),
+                connections=settings.database_connections,
+                pgbouncer=settings.pgbouncer,
+            )
             if embedded:
                 _restrict(data_dir / "dispatcher.db")
             try:
-                async with database.write() as connection:
+                async with database.setup() as connection:
                     await connection.run_sync(migrations.upgrade)
                     keyring, issuer = await _match(connection, data_dir / "keyring.json")
             except BaseException:

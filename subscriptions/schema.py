@@ -15,8 +15,16 @@ metadata = sa.MetaData(
     }
 )
 
+
+def text(length: int) -> sa.String:
+    """Text that every database compares byte by byte. PostgreSQL's default are the rules of some language, slower and
+    not the same on every machine.
+    """
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+
+
 #: a UUIDv7 (RFC 9562) as 32 hex digits: sorts by creation time
-Id = sa.String(32)
+Id = text(32)
 
 #: a moment: milliseconds since the Unix epoch, by the database's clock
 Instant = sa.BigInteger()
@@ -29,56 +37,56 @@ subscriptions = sa.Table(
     "subscriptions",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     #: the account's count of changes when this row last changed: what is cached of it is good for this version
     sa.Column("version", sa.BigInteger, nullable=False),
     #: true of the one that is told of the account's other subscriptions; no published event goes there
     sa.Column("operational", sa.Boolean, nullable=False),
-    sa.Column("name", sa.String(200), nullable=False),
-    sa.Column("description", sa.String(1000)),
+    sa.Column("name", text(200), nullable=False),
+    sa.Column("description", text(1000)),
     sa.Column("metadata", sa.LargeBinary),
     # where it goes
     sa.Column("url", Sealed),
-    sa.Column("origin", sa.String(300), nullable=False),
+    sa.Column("origin", text(300), nullable=False),
     #: keyed digest of the URL
-    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("fingerprint", text(16), nullable=False),
     #: keyed digest of the URL and the patterns: two of one account with the same one are the same subscription
-    sa.Column("identity", sa.String(16)),
+    sa.Column("identity", text(16)),
     sa.Column("headers", Sealed),
     # what goes there
     sa.Column("events", sa.JSON, nullable=False),
-    sa.Column("filter", sa.String(1000)),
-    sa.Column("body_mode", sa.String(24), nullable=False),
+    sa.Column("filter", text(1000)),
+    sa.Column("body_mode", text(24), nullable=False),
     sa.Column("schemes", sa.JSON(none_as_null=True)),
-    sa.Column("hub_method", sa.String(6), nullable=False),
+    sa.Column("hub_method", text(6), nullable=False),
     # how
-    sa.Column("ordering", sa.String(12), nullable=False),
-    sa.Column("on_exhausted", sa.String(5), nullable=False),
+    sa.Column("ordering", text(12), nullable=False),
+    sa.Column("on_exhausted", text(5), nullable=False),
     #: requests per second
     sa.Column("rate_limit", sa.Float),
     sa.Column("retry_schedule", sa.JSON(none_as_null=True)),
     #: seconds
     sa.Column("timeout", sa.Float),
     sa.Column("disable_after_4xx", sa.Integer, nullable=False),
-    sa.Column("disable_on", sa.String(8), nullable=False),
+    sa.Column("disable_on", text(8), nullable=False),
     #: seconds
     sa.Column("disable_after", sa.Float, nullable=False),
     #: seconds
     sa.Column("hold_for", sa.Float, nullable=False),
     # where it stands
-    sa.Column("state", sa.String(8), nullable=False),
-    sa.Column("disabled_reason", sa.String(10)),
+    sa.Column("state", text(8), nullable=False),
+    sa.Column("disabled_reason", text(10)),
     sa.Column("disabled_at", Instant),
     #: when it was last enabled; none if it never was disabled
     sa.Column("enabled_at", Instant),
     #: what is being done, step by step, to deliveries that wait: `hold`, `release`, `discard` or `cancel`
-    sa.Column("movement", sa.String(8)),
+    sa.Column("movement", text(8)),
     #: how it proves that it wants what we send: `none`, `ping` or `handshake`
-    sa.Column("verification", sa.String(9), nullable=False),
+    sa.Column("verification", text(9), nullable=False),
     #: the delivery whose success enables it
     sa.Column("verifying", Id),
     #: the movement that begins then
-    sa.Column("then", sa.String(8)),
+    sa.Column("then", text(8)),
     #: the handshake that its endpoint may still grant, later and by itself
     sa.Column("granting", Id),
     #: refusals since the last success
@@ -108,13 +116,13 @@ secrets = sa.Table(
     "secrets",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     sa.Column("subscription_id", Id, nullable=False),
     sa.Column("text", Sealed, nullable=False),
     #: private key of its Ed25519 pair
     sa.Column("seed", Sealed, nullable=False),
     #: `whpk_…`
-    sa.Column("public_key", sa.String(60), nullable=False),
+    sa.Column("public_key", text(60), nullable=False),
     sa.Column("valid_from", Instant, nullable=False),
     #: none means until it is rotated or revoked
     sa.Column("valid_until", Instant),

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.support import forking
+from tests.support import forking, postgres
 from tests.support.receiver import Receiver
 from tests.support.server import Server
+from tests.support.stores import Home
 
 #: set by scripts/test under CI: what is missing fails
 REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
@@ -47,8 +48,8 @@ def _tracebacks_are_plain() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _nothing_forked_is_left() -> Iterator[None]:
-    with forking.ending_with_us():
+def _nothing_that_was_started_is_left() -> Iterator[None]:
+    with forking.ending_with_us(), postgres.ending_with_us():
         yield
 
 
@@ -57,6 +58,25 @@ def _leaks_are_found_where_they_are_made() -> Iterator[None]:
     """What a module left open fails that module, not whichever test runs when the collector comes by."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A database of PostgreSQL with our tables in it."""
+    lacks = postgres.lacking()
+    if lacks is not None:
+        missing(lacks)
+    cluster = postgres.shared()
+    name = cluster.create()
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """A place for an installation, on each kind of database."""
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    return Home(data_dir=tmp_path / "data", database_url=url)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
 from dispatcher import metrics
-from dispatcher.errors import StoreUnavailable
+from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import sessions
 from dispatcher.store.database import Database
@@ -35,6 +35,8 @@ MAX_PATIENT_WEIGHT = 128
 HELD_FOR = 0.05
 #: seconds after an urgent write in which the next one is expected
 LATELY = 1.0
+#: how many times a batch is written that others were in the way of
+MAX_TRIES = 5
 #: waits that are remembered until somebody takes them
 MAX_WAITS = 100
 #: rows that may wait for a commit; beyond it writers are told to come back
@@ -233,7 +235,7 @@ class Committer:
 
     async def _commit(self, batch: list[_Entry]) -> None:
         try:
-            answers = await self._transact(batch)
+            answers = await self._transact_again(batch)
         except StoreUnavailable as exc:
             log.warning("commit_unavailable", writes=len(batch), reason=str(exc))
             answers = [exc] * len(batch)
@@ -247,6 +249,18 @@ class Committer:
             answers = [exc]
         for entry, answer in zip(batch, answers, strict=True):
             entry.resolve(answer)
+
+    async def _transact_again(self, batch: list[_Entry]) -> list[Any]:
+        """Write a batch, and write it anew where another process was at the same rows."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreContended),
+            wait=wait_random(0, 0.05),
+            stop=stop_after_attempt(MAX_TRIES),
+            reraise=True,
+        ):
+            with attempt:
+                return await self._transact(batch)
+        raise StoreContended("others were at the same rows, again and again")
 
     async def _transact(self, batch: list[_Entry]) -> list[Any]:
         """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""

@@ -20,13 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from dispatcher.errors import ConfigError, StoreUnavailable
+from dispatcher.errors import ConfigError, StoreContended, StoreUnavailable
+from dispatcher.store import postgresql as postgres
 from dispatcher.store import sqlite
 
 #: how long a write waits for another process's lock on the file, milliseconds
 BUSY_TIMEOUT_MS = 2_000
-#: connections for reading
+#: connections to SQLite for reading
 READERS = 4
+#: connections to PostgreSQL, where nobody says how many
+CONNECTIONS = 8
+#: the advisory lock of PostgreSQL that `Database.setup` takes: any number that nobody else uses
+_SETUP_LOCK = 0x64697370_61746368
 
 
 class now_ms(sa.sql.functions.FunctionElement[int]):  # noqa: N801 - reads as SQL
@@ -56,14 +61,29 @@ def upsert(dialect: str, table: sa.Table) -> sqlite_dialect.Insert | postgresql.
 class Database:
     """One database: a connection that writes, a few that read.
 
-    `write()` and `read()` translate errors: StoreUnavailable means that nothing was stored and another try may
-    succeed; anything else is a fault of the statement.
+    `write()`, `read()` and `setup()` translate errors: StoreUnavailable means that nothing was stored and another try
+    may succeed, StoreContended that it may at once; anything else is a fault of the statement.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connections: int = CONNECTIONS, pgbouncer: bool = False) -> None:
+        """`connections` and `pgbouncer` are for PostgreSQL. Raises ConfigError when the URL cannot be used."""
         self.url = url
-        self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
-        self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
+        if url.startswith("sqlite+aiosqlite:"):
+            self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
+            self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
+            return
+        if not postgres.is_meant(url):
+            raise ConfigError("DATABASE_URL names a database that cannot be used: it begins with postgresql://")
+        writers = max(1, connections // 4)
+        # Each statement sees what was committed before it, so whoever waited for a row's lock decides by what it is now.
+        self._writer = postgres.engine(url, pool_size=writers, isolation_level="READ COMMITTED", pgbouncer=pgbouncer)
+        self._reader = postgres.engine(
+            url,
+            pool_size=max(1, connections - writers),
+            isolation_level="REPEATABLE READ",
+            read_only=True,
+            pgbouncer=pgbouncer,
+        )
 
     @asynccontextmanager
     async def write(self, held: AsyncConnection | None = None) -> AsyncIterator[AsyncConnection]:
@@ -93,10 +113,37 @@ class Database:
             async with self._reader.begin() as connection:
                 yield connection
 
+    @asynccontextmanager
+    async def setup(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that one process at a time has, to make the schema and what belongs to it.
+
+        Raises ConfigError when the database is one that could lose what it committed, or spoil text.
+        """
+        async with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
+                await _check_postgresql(connection)
+            yield connection
+
     async def close(self) -> None:
         """Close every connection."""
         await self._writer.dispose()
         await self._reader.dispose()
+
+
+async def _check_postgresql(connection: AsyncConnection) -> None:
+    durability, encoding = (
+        await connection.execute(
+            sa.select(sa.func.current_setting("synchronous_commit"), sa.func.current_setting("server_encoding"))
+        )
+    ).one()
+    if durability == "off":
+        raise ConfigError(
+            "the database commits without waiting for the disk, so what was accepted could be lost: set"
+            " synchronous_commit to on, at least for our user (ALTER ROLE … SET synchronous_commit = on)"
+        )
+    if encoding != "UTF8":
+        raise ConfigError(f"the database's encoding is {encoding}; make one with ENCODING 'UTF8'")
 
 
 class translated_errors:  # noqa: N801 - a context manager that reads as a sentence
@@ -108,7 +155,11 @@ class translated_errors:  # noqa: N801 - a context manager that reads as a sente
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, PoolTimeout):
             raise StoreUnavailable("every database connection is in use") from error
-        if isinstance(error, (SQLAlchemyError, sqlite3.Error)) and _is_passing(error):
+        if not isinstance(error, (SQLAlchemyError, sqlite3.Error)):
+            return
+        if _is_contended(error):
+            raise StoreContended("another transaction was in the way") from error
+        if _is_passing(error):
             raise StoreUnavailable(f"the database cannot be used now ({_reason(error)})") from error
 
 
@@ -127,17 +178,27 @@ _PASSING_SQLITE = frozenset(
 )
 
 
+def _original(error: BaseException) -> BaseException | None:
+    """The error as the driver has it."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _is_contended(error: BaseException) -> bool:
+    return postgres.is_contended(_original(error))
+
+
 def _is_passing(error: BaseException) -> bool:
-    original = error.orig if isinstance(error, DBAPIError) else error
+    original = _original(error)
     code = getattr(original, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _PASSING_SQLITE
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+    return postgres.is_passing(original) or (isinstance(error, DBAPIError) and error.connection_invalidated)
 
 
 def _reason(error: BaseException) -> str:
-    original = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(original, "sqlite_errorname", None) or type(original).__name__
+    original = _original(error)
+    name = getattr(original, "sqlite_errorname", None) or postgres.sqlstate(original)
+    return name or type(original).__name__
 
 
 def embedded_url(data_dir: Path) -> str:
@@ -146,8 +207,6 @@ def embedded_url(data_dir: Path) -> str:
 
 
 def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
-    if not url.startswith("sqlite+aiosqlite:"):
-        raise ConfigError("DATABASE_URL names a database that this version cannot use; leave it unset for SQLite")
     engine = create_async_engine(
         url,
         # Parameters hold sealed secrets and payloads; errors must not carry them into a log.

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dispatcher.models import LIVE_STATES
-from subscriptions.schema import Id, Instant, Sealed, metadata, secrets, subscriptions
+from subscriptions.schema import Id, Instant, Sealed, metadata, secrets, subscriptions, text
 
 __all__ = ["secrets", "subscriptions"]  # these stand beside ours in every statement
 
@@ -29,12 +29,12 @@ installation = sa.Table(
 accounts = sa.Table(
     "accounts",
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("id", text(64), primary_key=True),
     sa.Column("default_secret", Sealed),
     sa.Column("schemes", sa.JSON(none_as_null=True)),
     sa.Column("retry_schedule", sa.JSON(none_as_null=True)),
     #: how new subscriptions prove themselves that do not say: `none`, `ping` or `handshake`
-    sa.Column("verification", sa.String(9), nullable=False, server_default="none"),
+    sa.Column("verification", text(9), nullable=False, server_default="none"),
     #: changes to its subscriptions so far
     sa.Column("subscriptions_version", sa.BigInteger, nullable=False, server_default="0"),
     #: the subscription that is told of the others
@@ -47,9 +47,9 @@ tokens = sa.Table(
     "tokens",
     metadata,
     sa.Column("jti", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     sa.Column("scopes", sa.JSON, nullable=False),
-    sa.Column("note", sa.String(200)),
+    sa.Column("note", text(200)),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("expires_at", Instant),
     sa.Column("revoked_at", Instant),
@@ -60,10 +60,10 @@ audit = sa.Table(
     "audit",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
-    sa.Column("actor", sa.String(100), nullable=False),
-    sa.Column("action", sa.String(50), nullable=False),
-    sa.Column("subject", sa.String(100), nullable=False),
+    sa.Column("account", text(64), nullable=False),
+    sa.Column("actor", text(100), nullable=False),
+    sa.Column("action", text(50), nullable=False),
+    sa.Column("subject", text(100), nullable=False),
     sa.Column("at", Instant, nullable=False),
 )
 
@@ -72,7 +72,7 @@ sessions = sa.Table(
     "sessions",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("host", text(255), nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("expires_at", Instant, nullable=False),
@@ -84,12 +84,12 @@ tasks = sa.Table(
     "tasks",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
-    sa.Column("type", sa.String(100), nullable=False),
-    sa.Column("state", sa.String(12), nullable=False),
-    sa.Column("body_mode", sa.String(24), nullable=False),
+    sa.Column("account", text(64), nullable=False),
+    sa.Column("type", text(100), nullable=False),
+    sa.Column("state", text(12), nullable=False),
+    sa.Column("body_mode", text(24), nullable=False),
     sa.Column("metadata", sa.LargeBinary),
-    sa.Column("traceparent", sa.String(55)),
+    sa.Column("traceparent", text(55)),
     sa.Column("error", sa.LargeBinary),
     #: the latest delivery of its result
     sa.Column("delivery_id", Id, nullable=False),
@@ -108,9 +108,9 @@ tasks = sa.Table(
     sa.Column("callback_url", Sealed),
     sa.Column("callback_secret", Sealed),
     sa.Column("callback_headers", Sealed),
-    sa.Column("callback_origin", sa.String(300), nullable=False),
-    sa.Column("callback_fingerprint", sa.String(16), nullable=False),
-    sa.Column("callback_token", sa.String(6), nullable=False),
+    sa.Column("callback_origin", text(300), nullable=False),
+    sa.Column("callback_fingerprint", text(16), nullable=False),
+    sa.Column("callback_token", text(6), nullable=False),
     sa.Column("schemes", sa.JSON(none_as_null=True)),
     #: end of the window in which the callback can be used
     sa.Column("window_end", Instant),
@@ -142,16 +142,16 @@ events = sa.Table(
     "events",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
-    sa.Column("type", sa.String(100), nullable=False),
+    sa.Column("account", text(64), nullable=False),
+    sa.Column("type", text(100), nullable=False),
     #: the id that its publisher gave it
-    sa.Column("reference", sa.String(255)),
-    sa.Column("subject", sa.String(255)),
-    sa.Column("ordering_key", sa.String(255)),
-    sa.Column("traceparent", sa.String(55)),
+    sa.Column("reference", text(255)),
+    sa.Column("subject", text(255)),
+    sa.Column("ordering_key", text(255)),
+    sa.Column("traceparent", text(55)),
     #: deliveries that it has or will have
     sa.Column("deliveries", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("state", text(10), nullable=False),
     #: subscriptions that wanted it and do not get it: [[id, reason, detail], …]
     sa.Column("skipped", sa.JSON(none_as_null=True)),
     sa.Column("created_at", Instant, nullable=False),
@@ -164,7 +164,7 @@ fan_outs = sa.Table(
     "fan_outs",
     metadata,
     sa.Column("event_id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     #: how many deliveries it has yet to get, at first
     sa.Column("size", sa.Integer, nullable=False),
     #: how many of them are made
@@ -190,24 +190,24 @@ deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     #: the task or the event that it tells of
     sa.Column("source_id", Id, nullable=False),
     #: whom it goes to; none means the task's callback
     sa.Column("subscription_id", Id),
     #: `message`, or what asks an endpoint whether it is there: `ping` or `handshake`
-    sa.Column("kind", sa.String(9), nullable=False, server_default="message"),
+    sa.Column("kind", text(9), nullable=False, server_default="message"),
     sa.Column("wire_id", Id, nullable=False),
     sa.Column("redelivery_of", Id),
-    sa.Column("lane", sa.String(370), nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("mark", sa.String(10)),
-    sa.Column("reason", sa.String(20)),
+    sa.Column("lane", text(370), nullable=False),
+    sa.Column("state", text(10), nullable=False),
+    sa.Column("mark", text(10)),
+    sa.Column("reason", text(20)),
     #: how many times it was leased; the fencing token, and the number of the current attempt
     sa.Column("attempt", sa.Integer, nullable=False),
     #: attempts that failed: the place in the retry schedule
     sa.Column("failures", sa.Integer, nullable=False),
-    sa.Column("last_outcome", sa.String(20)),
+    sa.Column("last_outcome", text(20)),
     #: how many times in a row `last_outcome` came
     sa.Column("repeats", sa.Integer, nullable=False),
     #: when it may be leased; none while its body is not known yet
@@ -218,7 +218,7 @@ deliveries = sa.Table(
     #: its place in order, where there is an order
     sa.Column("seq", sa.BigInteger),
     #: those with the same lane and key keep their order
-    sa.Column("order_key", sa.String(255)),
+    sa.Column("order_key", text(255)),
     #: it has disabled its subscription once; it will not do so again
     sa.Column("refused", sa.Boolean, nullable=False, server_default=sa.false()),
     #: its next attempt is signed with the older secret
@@ -270,7 +270,7 @@ bodies = sa.Table(
     metadata,
     sa.Column("id", Id, primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
-    sa.Column("content_type", sa.String(100), nullable=False),
+    sa.Column("content_type", text(100), nullable=False),
     #: the event that it belongs to, where it is another form of its payload
     sa.Column("event_id", Id),
     #: further headers that belong to this body, such as CloudEvents attributes: [[name, value], …]
@@ -284,9 +284,9 @@ attempts = sa.Table(
     metadata,
     sa.Column("delivery_id", Id, primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("outcome", sa.String(20), nullable=False),
+    sa.Column("outcome", text(20), nullable=False),
     sa.Column("status", sa.Integer),
-    sa.Column("error", sa.String(300)),
+    sa.Column("error", text(300)),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("duration_ms", sa.Float, nullable=False),
     sa.Column("retry_at", Instant),
@@ -301,9 +301,9 @@ attempts = sa.Table(
 idempotency = sa.Table(
     "idempotency",
     metadata,
-    sa.Column("account", sa.String(64), primary_key=True),
-    sa.Column("route", sa.String(100), primary_key=True),
-    sa.Column("key", sa.String(255), primary_key=True),
+    sa.Column("account", text(64), primary_key=True),
+    sa.Column("route", text(100), primary_key=True),
+    sa.Column("key", text(255), primary_key=True),
     #: keyed digest of the request's body
     sa.Column("fingerprint", sa.LargeBinary(32), nullable=False),
     sa.Column("answer", sa.LargeBinary, nullable=False),
@@ -316,10 +316,10 @@ sa.Index("ix_idempotency_created_at", idempotency.c.created_at)
 ledger = sa.Table(
     "ledger",
     metadata,
-    sa.Column("account", sa.String(64), primary_key=True),
+    sa.Column("account", text(64), primary_key=True),
     sa.Column("slot", sa.Integer, primary_key=True),
     #: `accepted`, or a terminal state
-    sa.Column("state", sa.String(10), primary_key=True),
+    sa.Column("state", text(10), primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
 )
 
@@ -327,9 +327,9 @@ ledger = sa.Table(
 notices = sa.Table(
     "notices",
     metadata,
-    sa.Column("account", sa.String(64), primary_key=True),
+    sa.Column("account", text(64), primary_key=True),
     sa.Column("subscription_id", Id, primary_key=True),
-    sa.Column("type", sa.String(40), primary_key=True),
+    sa.Column("type", text(40), primary_key=True),
     #: how many times it happened since it was told last
     sa.Column("count", sa.Integer, nullable=False),
     #: what is said of the latest time
@@ -346,10 +346,10 @@ redeliveries = sa.Table(
     "redeliveries",
     metadata,
     sa.Column("id", Id, primary_key=True),
-    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("account", text(64), nullable=False),
     #: which deliveries: states, subscription, event type, span of time
     sa.Column("criteria", sa.JSON, nullable=False),
-    sa.Column("state", sa.String(7), nullable=False),
+    sa.Column("state", text(7), nullable=False),
     #: the last delivery that was looked at
     sa.Column("cursor", Id, nullable=False),
     #: where it ends

@@ -23,6 +23,7 @@ from subscriptions.models import Movement, Ordering, Verification
 from tests.support.stores import (
     ACCOUNT,
     LANE,
+    Home,
     accept,
     draft,
     enable,
@@ -90,7 +91,7 @@ async def test_every_statement_uses_an_index(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sqlite.Connection, "run", noted)
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:
-        async with open_store(tmp_path / "data") as store:
+        async with open_store(Home(data_dir=tmp_path / "data")) as store:
             await exercise(store)
             await exercise_subscriptions(store)
             plans = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from subscriptions import store as subscription_store
 from subscriptions.models import Movement, Ordering, SubscriptionState
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     delivery_rows,
     draft,
     enable,
@@ -45,8 +45,8 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +24,7 @@ from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     delivery_rows,
     draft,
     new_event,
@@ -44,8 +44,8 @@ BUSY = json.dumps({"s": ["x" * 40] * 3_000}).encode()
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 

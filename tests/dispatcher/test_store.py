@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -32,14 +31,14 @@ from dispatcher.store.redelivering import Redelivered
 from dispatcher.store.tables import attempts, deliveries, tasks
 from dispatcher.store.work import TaskRelease
 from subscriptions.secrets import Secret
-from tests.support.stores import ACCOUNT, LANE, URL, accept, lease, new_task, open_store, settle
+from tests.support.stores import ACCOUNT, LANE, URL, Home, accept, lease, new_task, open_store, settle
 
 HOUR_MS = 3_600_000
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 
@@ -200,17 +199,17 @@ class TestFencing:
             await settle(store, first)
         assert await state_of(store, first.id) == DeliveryState.LEASED
 
-    async def test_another_process_cannot_settle_it(self, store: Store, tmp_path: Path) -> None:
+    async def test_another_process_cannot_settle_it(self, store: Store, home: Home) -> None:
         await accept(store, new_task())
         [leased] = await lease(store)
-        async with open_store(tmp_path / "data", alone=False) as other:
+        async with open_store(home, alone=False) as other:
             with pytest.raises(LeaseLost):
                 await settle(other, leased)
 
-    async def test_another_process_cannot_interrupt_it(self, store: Store, tmp_path: Path) -> None:
+    async def test_another_process_cannot_interrupt_it(self, store: Store, home: Home) -> None:
         await accept(store, new_task())
         [leased] = await lease(store)
-        async with open_store(tmp_path / "data", alone=False) as other:
+        async with open_store(home, alone=False) as other:
             assert await other.interrupt([leased.id]) == 0
         assert (await settle(store, leased)).state is DeliveryState.DELIVERED
 
@@ -218,11 +217,11 @@ class TestFencing:
 class TestInterruption:
     """A lease that ended without a report is recorded, and the delivery goes on."""
 
-    async def test_what_a_dead_process_left_is_free_at_once(self, tmp_path: Path) -> None:
+    async def test_what_a_dead_process_left_is_free_at_once(self, home: Home) -> None:
         task = new_task(handed_off=True)
-        async with open_store(tmp_path / "data") as dead:
+        async with open_store(home) as dead:
             await accept(dead, task)
-            async with open_store(tmp_path / "data", alone=True) as store:
+            async with open_store(home, alone=True) as store:
                 assert await store.reap() == 1
                 [leased] = await lease(store)
                 assert leased.attempt == 2
@@ -231,9 +230,9 @@ class TestInterruption:
                 assert found is not None
                 assert [(row["number"], row["outcome"]) for row in found[1]] == [(1, "interrupted")]
 
-    async def test_a_living_process_keeps_its_leases(self, store: Store, tmp_path: Path) -> None:
+    async def test_a_living_process_keeps_its_leases(self, store: Store, home: Home) -> None:
         await accept(store, new_task(handed_off=True))
-        async with open_store(tmp_path / "data", alone=False) as other:
+        async with open_store(home, alone=False) as other:
             assert await other.reap() == 0
         assert await reconciled(store) == {"accepted": 1, "leased": 1}
 
@@ -269,10 +268,10 @@ class TestInterruption:
         assert all(0.5 < wait < 210 for wait in waits[2:])
         assert waits[-1] > waits[2]
 
-    async def test_more_leases_than_one_statement_can_name_are_freed(self, tmp_path: Path) -> None:
-        async with open_store(tmp_path / "data") as dead:
+    async def test_more_leases_than_one_statement_can_name_are_freed(self, home: Home) -> None:
+        async with open_store(home) as dead:
             await accept(dead, *(new_task(handed_off=True) for _ in range(500)))
-            async with open_store(tmp_path / "data", alone=True) as store:
+            async with open_store(home, alone=True) as store:
                 freed = 0
                 while step := await store.reap():
                     freed += step

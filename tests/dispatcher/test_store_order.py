@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from dispatcher.store.tables import deliveries
 from subscriptions.models import Movement, OnExhausted, Ordering, SubscriptionState
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     delivery_rows,
     draft,
     enable,
@@ -39,8 +39,8 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from dispatcher.store.tables import bodies, events, fan_outs, redeliveries, subs
 from subscriptions.models import Ordering
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     Publishing,
     accept,
     delivery_rows,
@@ -42,8 +42,8 @@ from tests.support.stores import (
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 
@@ -289,16 +289,16 @@ class TestFanOut:
         assert (row["deliveries"], row["state"]) == (10, "fanned_out")
         assert row["finished_at"] is not None
 
-    async def test_it_goes_on_in_another_process(self, tmp_path: Path) -> None:
+    async def test_it_goes_on_in_another_process(self, home: Home) -> None:
         event = new_event()
-        async with open_store(tmp_path / "data") as store:
+        async with open_store(home) as store:
             ids = await self.many(store)
             await publish(store, event)
             await store.fan_out()
         for _ in range(3):
-            async with open_store(tmp_path / "data") as store:
+            async with open_store(home) as store:
                 assert (await store.fan_out()).count
-        async with open_store(tmp_path / "data") as store:
+        async with open_store(home) as store:
             assert (await store.fan_out()).count == 0
             rows = await delivery_rows(store, source_id=event.id)
             assert sorted(row["subscription_id"] for row in rows) == sorted(ids)
@@ -443,12 +443,12 @@ class TestBulkRedelivery:
                 break
         assert await self.job(store, job) == ("done", 5, 3)
 
-    async def test_it_goes_on_in_another_process(self, tmp_path: Path) -> None:
-        async with open_store(tmp_path / "data") as store:
+    async def test_it_goes_on_in_another_process(self, home: Home) -> None:
+        async with open_store(home) as store:
             await self.missed(store, 9)
             job = await self.ask(store)
             await store.step_redeliveries()
-        async with open_store(tmp_path / "data") as store:
+        async with open_store(home) as store:
             await self.run(store)
             assert await self.job(store, job) == ("done", 9, 5)
 

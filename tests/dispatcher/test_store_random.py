@@ -10,7 +10,6 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +29,7 @@ from subscriptions.models import Draft, Movement, OnExhausted, Ordering, Subscri
 from subscriptions.secrets import Secret
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     delivery_rows,
     draft,
     lane_of_subscription,
@@ -346,8 +346,8 @@ def _with_ordering(store: Store, before: Subscription, ordering: Ordering) -> Dr
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_what_must_hold_holds(tmp_path: Path, seed: int) -> None:
-    async with open_store(tmp_path / "data") as store:
+async def test_what_must_hold_holds(home: Home, seed: int) -> None:
+    async with open_store(home) as store:
         machine = Machine(store, seed)
         await machine.begin()
         for _ in range(STEPS):

@@ -16,6 +16,7 @@ from dispatcher.store.tables import notices, secrets
 from subscriptions.models import Subscription, ValidKey
 from subscriptions.secrets import Secret, SigningKey, generate_seed
 from tests.support.stores import (
+    Home,
     lease_for,
     new_event,
     open_store,
@@ -30,8 +31,8 @@ DAY = 86_400.0
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 
@@ -212,7 +213,7 @@ class TestEnding:
 async def test_nothing_is_in_clear_in_the_files(tmp_path: Path) -> None:
     text, path, header, payload = "s3cret-text-of-mine", "path-with-t0ken", "x-secret-header-value", "payl0ad-in-clear"
     seed = generate_seed()
-    async with open_store(tmp_path / "data") as store:
+    async with open_store(Home(data_dir=tmp_path / "data")) as store:
         id_ = await subscribe(
             store,
             url=f"https://a.example.com/{path}?q={path}",

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from subscriptions.health import MIN_FAILURES, DisableOn
 from subscriptions.models import Movement, Ordering, SubscriptionState, Verification
 from tests.support.stores import (
     ACCOUNT,
+    Home,
     accept,
     delivery_rows,
     draft,
@@ -47,8 +47,8 @@ DELIVERED, CANCELLED = DeliveryState.DELIVERED, DeliveryState.CANCELLED
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 

@@ -14,12 +14,13 @@ import sqlalchemy as sa
 
 from dispatcher import retry
 from dispatcher.bodies import Body
-from dispatcher.config import load
+from dispatcher.config import Settings, load
 from dispatcher.errors import Problem
 from dispatcher.ids import new_id
 from dispatcher.installation import open_installation
 from dispatcher.models import BodyMode, Outcome, lane_of
 from dispatcher.store import Store, publishing
+from dispatcher.store.database import embedded_url
 from dispatcher.store.records import (
     AttemptRecord,
     Callback,
@@ -46,11 +47,36 @@ LANE = lane_of(ACCOUNT, ORIGIN)
 URL = f"{ORIGIN}/results/42/s3cr3t-t0ken-in-the-path"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Home:
+    """Where an installation is: its data directory and its database."""
+
+    data_dir: Path
+    #: none means the embedded one
+    database_url: str | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that lead there."""
+        return load(data_dir=self.data_dir, database_url=self.database_url)
+
+    @property
+    def url(self) -> str:
+        """The URL of its database, whichever it is."""
+        return self.database_url or embedded_url(self.data_dir)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the database is SQLite."""
+        return self.database_url is None
+
+
 @asynccontextmanager
-async def open_store(data_dir: Path, *, alone: bool = True, session_ttl: float = 60.0) -> AsyncIterator[Store]:
-    """A store on a data directory."""
-    new_databases.place(data_dir)
-    installation = await open_installation(load(data_dir=data_dir))
+async def open_store(home: Home, *, alone: bool = True, session_ttl: float = 60.0) -> AsyncIterator[Store]:
+    """A store where an installation is; it is made if there is none."""
+    if home.is_embedded:
+        new_databases.place(home.data_dir)
+    installation = await open_installation(home.settings)
     store = await Store.open(installation.database, installation.keyring, session_ttl=session_ttl, alone=alone)
     try:
         yield store

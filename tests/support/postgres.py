@@ -1,0 +1,227 @@
+"""A real PostgreSQL for tests: a cluster of this machine's binaries in a folder of its own, and databases in it.
+
+The cluster begins with the first test that needs it and is gone with the process of the tests, however that ends. It
+listens on a Unix socket in a folder that only its user, and root, can enter. Its databases sort text by the rules of a
+language, as many an operator's do; ours must not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import asyncpg
+
+from dispatcher.store import migrations
+from dispatcher.store.database import Database
+
+T = TypeVar("T")
+
+#: for speed; what a killed process of PostgreSQL had written is in the system's memory all the same
+SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "shared_buffers": "32MB"}
+#: seconds until it has started or ended
+WITHIN = 60.0
+#: its superuser, whoever runs it
+SUPERUSER = "postgres"
+#: the database that every test's own is a copy of
+TEMPLATE = "migrated"
+
+
+def binaries() -> Path | None:
+    """The folder of PostgreSQL's programs, the newest where there are several; None where there is none."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda file: int(file.parts[-3]))
+    found = debian[-1] if debian else shutil.which("initdb")
+    return Path(found).resolve().parent if found else None
+
+
+def lacking() -> str | None:
+    """What is missing on this machine to run it; None if nothing is."""
+    if binaries() is None:
+        return "PostgreSQL"
+    if shutil.which("setpriv") is None:
+        return "setpriv"
+    return None
+
+
+class Cluster:
+    """A PostgreSQL that can be started, stopped and killed."""
+
+    def __init__(self, **settings: str) -> None:
+        found = binaries()
+        assert found is not None
+        self._binaries = found
+        self._settings = SETTINGS | settings
+        # a short name: the path of a socket has little room
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self.data = self.folder / "data"
+        self.log = self.folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user: pwd.struct_passwd | None = None
+        if os.geteuid() == 0:
+            # It refuses to run as root.
+            self._user = pwd.getpwnam(_unprivileged())
+            os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+        self._names = itertools.count()
+        self._run(
+            *("initdb", "--pgdata", str(self.data), "--auth", "trust", "--username", SUPERUSER, "--no-sync"),
+            *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "icu", "--icu-locale", "en"),
+        )
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        """As a user without rights, and no longer than whoever began it."""
+        user = [] if self._user is None else ["--reuid", str(self._user.pw_uid), "--regid", str(self._user.pw_gid)]
+        drop = [] if self._user is None else ["--clear-groups"]
+        return ["setpriv", *user, *drop, "--pdeathsig", "QUIT", str(self._binaries / program), *arguments]
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            self._command(program, *arguments), cwd=self.folder, capture_output=True, timeout=WITHIN, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        options = {"listen_addresses": "", "unix_socket_directories": str(self.folder)} | self._settings
+        settings = itertools.chain.from_iterable(("-c", f"{name}={value}") for name, value in options.items())
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command("postgres", "-D", str(self.data), *settings),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            _in_thread(self._answers)
+        except BaseException:
+            self.stop(signal.SIGQUIT)
+            raise
+
+    async def _answers(self) -> None:
+        async with asyncio.timeout(WITHIN):
+            while True:
+                assert self._process is not None
+                assert self._process.poll() is None, self.log.read_text()
+                try:
+                    connection = await asyncpg.connect(self.url("postgres"))
+                except (OSError, asyncpg.CannotConnectNowError):
+                    await asyncio.sleep(0.05)
+                else:
+                    await connection.close()
+                    return
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
+        """End it: at once and cleanly (SIGINT), as by a crash (SIGQUIT), or when all have gone (SIGTERM)."""
+        if self._process is None:
+            return
+        self._process.send_signal(number)
+        try:
+            self._process.wait(WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+        finally:
+            self._process = None
+
+    def remove(self) -> None:
+        """End it for good."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.stop()
+        shutil.rmtree(self.folder)
+
+    # --- databases ----------------------------------------------------------------------------------------
+
+    def url(self, database: str) -> str:
+        """The URL of a database, as an operator would set it."""
+        return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.folder), safe='')}"
+
+    def create(self, *, empty: bool = False) -> str:
+        """A new database, with our tables unless it is to be empty; its name."""
+        name = f"test{next(self._names)}"
+        template = "template0" if empty else self._template
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop(self, database: str) -> None:
+        """Remove a database, whoever still uses it."""
+        self.execute(f"DROP DATABASE {database} WITH (FORCE)")
+
+    @functools.cached_property
+    def _template(self) -> str:
+        self.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
+
+        async def migrate() -> None:
+            database = Database(self.url(TEMPLATE))
+            async with database.write() as connection:
+                await connection.run_sync(migrations.upgrade)
+            await database.close()
+
+        _in_thread(migrate)
+        return TEMPLATE
+
+    def execute(self, statement: str, *, database: str = "postgres") -> None:
+        """Execute a statement, outside any transaction."""
+
+        async def execute() -> None:
+            connection = await asyncpg.connect(self.url(database))
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
+
+        _in_thread(execute)
+
+
+def _unprivileged() -> str:
+    """A user without rights: the one that Debian's package makes, or the one that every system has."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam("postgres").pw_name
+    return "nobody"
+
+
+def _in_thread(work: Callable[[], Awaitable[T]]) -> T:
+    """Do something asynchronous from wherever we are: a loop may run already in this thread."""
+
+    async def working() -> T:
+        return await work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(working())).result()
+
+
+# --- one for all tests of this process --------------------------------------------------------------------
+
+_shared: list[Cluster] = []
+
+
+def shared() -> Cluster:
+    """The cluster of this process, started."""
+    if not _shared:
+        cluster = Cluster()
+        _shared.append(cluster)
+        cluster.start()
+    return _shared[0]
+
+
+@contextlib.contextmanager
+def ending_with_us() -> Iterator[None]:
+    """The cluster is gone at the end of the block."""
+    try:
+        yield
+    finally:
+        while _shared:
+            _shared.pop().remove()
