@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from tests.support.stores import Home
 
 #: set by scripts/test under CI: what is missing fails
 REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
+
+
+#: the kinds of database that the store is tested on
+DATABASES = ("sqlite", "postgresql")
 
 
 def missing(what: str) -> None:
@@ -60,22 +65,42 @@ def _leaks_are_found_where_they_are_made() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture
-def postgres_url() -> Iterator[str]:
-    """A database of PostgreSQL with our tables in it."""
+@contextlib.contextmanager
+def _database(*, empty: bool = False) -> Iterator[str]:
     lacks = postgres.lacking()
     if lacks is not None:
         missing(lacks)
     cluster = postgres.shared()
-    name = cluster.create()
+    name = cluster.create(empty=empty)
     yield cluster.url(name)
     cluster.drop(name)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def postgres_url() -> Iterator[str]:
+    """A database of PostgreSQL with our tables in it."""
+    with _database() as url:
+        yield url
+
+
+@pytest.fixture
+def bare_postgres_url() -> Iterator[str]:
+    """A database of PostgreSQL with nothing in it."""
+    with _database(empty=True) as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """A place for an installation, on each kind of database."""
     url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else None
+    return Home(data_dir=tmp_path / "data", database_url=url)
+
+
+@pytest.fixture(params=DATABASES)
+def bare_home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """The same, where the database has no tables yet."""
+    url = request.getfixturevalue("bare_postgres_url") if request.param == "postgresql" else None
     return Home(data_dir=tmp_path / "data", database_url=url)
 
 

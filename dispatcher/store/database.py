@@ -75,7 +75,7 @@ class Database:
         if not postgres.is_meant(url):
             raise ConfigError("DATABASE_URL names a database that cannot be used: it begins with postgresql://")
         writers = max(1, connections // 4)
-        # Each statement sees what was committed before it, so whoever waited for a row's lock decides by what it is now.
+        # Each statement sees what was committed before it: who waited for a row's lock decides by what it is now.
         self._writer = postgres.engine(url, pool_size=writers, isolation_level="READ COMMITTED", pgbouncer=pgbouncer)
         self._reader = postgres.engine(
             url,

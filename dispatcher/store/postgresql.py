@@ -8,7 +8,7 @@ refuse, is taken out here.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
@@ -16,9 +16,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from dispatcher.errors import ConfigError, StoreUnavailable
-
-if TYPE_CHECKING:
-    import asyncpg
 
 #: seconds to wait for a connection, where the URL has no `connect_timeout`
 CONNECT_TIMEOUT = 10.0
@@ -46,7 +43,8 @@ _UNIQUE_VIOLATION = "23505"
 #: it in this moment, and who looks again finds it.
 _LOOKED_FOR = frozenset({"pk_idempotency", "ix_subscriptions_identity"})
 
-Connect = Callable[[], Coroutine[Any, Any, "asyncpg.Connection[Any]"]]
+#: makes a connection of asyncpg
+Connect = Callable[[], Coroutine[Any, Any, Any]]
 
 
 def is_meant(url: str) -> bool:
@@ -64,7 +62,7 @@ def connector(url: str, *, pgbouncer: bool = False) -> Connect:
         # A prepared statement belongs to one connection of the server, and the next transaction may get another.
         options["statement_cache_size"] = 0
 
-    async def connect() -> asyncpg.Connection[Any]:
+    async def connect() -> Any:
         try:
             return await asyncpg.connect(dsn, **options)
         except (asyncpg.exceptions.ClientConfigurationError, ValueError) as exc:

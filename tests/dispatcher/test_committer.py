@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -15,15 +14,17 @@ from dispatcher.errors import StoreUnavailable
 from dispatcher.store import committer as committer_module
 from dispatcher.store import migrations
 from dispatcher.store.committer import Committer, Transaction
-from dispatcher.store.database import Database, embedded_url
+from dispatcher.store.database import Database
 from dispatcher.store.sessions import open_session
 from dispatcher.store.tables import bodies
+from tests.support.stores import Home
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(embedded_url(tmp_path))
-    async with database.write() as connection:
+async def database(home: Home) -> AsyncIterator[Database]:
+    home.data_dir.mkdir()
+    database = Database(home.url)
+    async with database.setup() as connection:
         await connection.run_sync(migrations.upgrade)
     yield database
     await database.close()
@@ -184,9 +185,7 @@ class LosesAnswers(Database):
 
 
 @pytest.mark.parametrize(("breaks", "kept"), [("after", True), ("before", False)])
-async def test_a_commit_without_an_answer_is_looked_up(
-    database: Database, tmp_path: Path, breaks: str, kept: bool
-) -> None:
+async def test_a_commit_without_an_answer_is_looked_up(database: Database, breaks: str, kept: bool) -> None:
     losing = LosesAnswers(database.url)
     committer = Committer(losing, session=await open_session(losing, ttl=60, alone=True))
     insert = Inserts()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +12,16 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-import dispatcher.store.tables  # noqa: F401 - fills the metadata
-from dispatcher.config import load
 from dispatcher.errors import ConfigError
 from dispatcher.ids import new_id
 from dispatcher.installation import open_installation
 from dispatcher.models import DeliveryState
 from dispatcher.store import migrations, queries, sealing
-from dispatcher.store.database import embedded_url
+from dispatcher.store.database import Database
 from dispatcher.store.migrations import steps
+from dispatcher.store.tables import accounts
 from subscriptions.keyring import Keyring
 from subscriptions.schema import metadata
 from subscriptions.secrets import Secret
@@ -28,6 +30,7 @@ from tests.support.stores import (
     LANE,
     ORIGIN,
     URL,
+    Home,
     delivery_rows,
     lease,
     lease_for,
@@ -40,70 +43,110 @@ from tests.support.stores import (
 )
 
 
-def test_migrated_is_declared() -> None:
-    engine = sa.create_engine("sqlite://")
-    with engine.begin() as connection:
+@pytest.fixture
+async def empty(bare_home: Home) -> AsyncIterator[Database]:
+    """A database with nothing in it."""
+    bare_home.data_dir.mkdir()
+    database = Database(bare_home.url)
+    yield database
+    await database.close()
+
+
+async def test_migrated_is_declared(empty: Database) -> None:
+    def compare(connection: sa.Connection) -> None:
         migrations.upgrade(connection)
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
         indexes = {index["name"] for table in metadata.tables for index in sa.inspect(connection).get_indexes(table)}
         assert indexes == {index.name for table in metadata.tables.values() for index in table.indexes}
-    engine.dispose()
+
+    async with empty.setup() as connection:
+        await connection.run_sync(compare)
 
 
 def test_the_last_step_is_the_one_that_is_taken_for_it() -> None:
     assert steps.known()[0] == migrations.HEAD
 
 
-def test_partial_indexes_keep_their_conditions() -> None:
-    engine = sa.create_engine("sqlite://")
-    with engine.begin() as connection:
-        migrations.upgrade(connection)
-        made = {row.name: row.sql for row in connection.execute(sa.text("SELECT name, sql FROM sqlite_master"))}
-        for table in metadata.tables.values():
-            for index in table.indexes:
-                where = index.dialect_options["sqlite"]["where"]
-                assert ("WHERE" in made[index.name]) is (where is not None), index.name
-    engine.dispose()
+async def index_definitions(connection: AsyncConnection) -> dict[str, str]:
+    """Each index as the database says it; those of primary keys are not among them."""
+    if connection.dialect.name == "postgresql":
+        query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname LIKE 'ix%'"
+    else:
+        query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''"
+    return {name: " ".join(text.replace('"', "").split()) for name, text in await connection.execute(sa.text(query))}
 
 
-def test_migrated_indexes_are_those_that_are_declared() -> None:
+async def test_partial_indexes_keep_their_conditions(empty: Database) -> None:
+    async with empty.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+        made = await index_definitions(connection)
+        kind = connection.dialect.name
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            where = index.dialect_options[kind]["where"]
+            assert ("WHERE" in made[str(index.name)]) is (where is not None), index.name
+
+
+async def test_migrated_indexes_are_those_that_are_declared(empty: Database) -> None:
     """To the letter: a partial index is used only for a query that says the same words."""
-    migrated, declared = sa.create_engine("sqlite://"), sa.create_engine("sqlite://")
-    indexes = []
-    for engine, make in ((migrated, migrations.upgrade), (declared, metadata.create_all)):
-        with engine.begin() as connection:
-            make(connection)
-            rows = connection.execute(sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''"))
-            indexes.append({row.name: " ".join(row.sql.replace('"', "").split()) for row in rows})
-        engine.dispose()
-    assert indexes[0] == indexes[1]
+    async with empty.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+        migrated = await index_definitions(connection)
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+        assert migrated == await index_definitions(connection)
 
 
-def test_upgrading_twice_changes_nothing() -> None:
-    engine = sa.create_engine("sqlite://")
-    with engine.begin() as connection:
-        migrations.upgrade(connection)
-        migrations.upgrade(connection)
-    engine.dispose()
+async def test_upgrading_twice_changes_nothing(empty: Database) -> None:
+    async with empty.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+        await connection.run_sync(migrations.upgrade)
 
 
-async def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    settings = load(data_dir=tmp_path / "data")
-    installation = await open_installation(settings)
+async def test_two_processes_may_begin_at_once(empty: Database) -> None:
+    async def upgrade() -> None:
+        async with empty.setup() as connection:
+            await connection.run_sync(migrations.upgrade)
+
+    await asyncio.gather(upgrade(), upgrade())
+
+
+async def test_text_is_compared_byte_by_byte(empty: Database) -> None:
+    async with empty.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+        await connection.execute(
+            sa.insert(accounts), [{"id": name, "created_at": 1} for name in ("b", "B", "a-c", "aB", "é", "z")]
+        )
+        ordered = list(await connection.scalars(sa.select(accounts.c.id).order_by(accounts.c.id)))
+        assert ordered == sorted(ordered, key=str.encode)
+        if connection.dialect.name == "postgresql":
+            others = await connection.execute(
+                sa.text(
+                    "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class ON oid = attrelid"
+                    " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attcollation <> 0"
+                    " AND attcollation <> '\"C\"'::regcollation"
+                )
+            )
+            # what nobody compares
+            assert set(others) == {("alembic_version", "version_num"), ("attempts", "response_body")}
+
+
+async def test_a_newer_database_is_refused(home: Home) -> None:
+    installation = await open_installation(home.settings)
     async with installation.database.write() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     await installation.database.close()
     with pytest.raises(ConfigError, match="newer version of this program"):
-        await open_installation(settings)
+        await open_installation(home.settings)
 
 
-def at_first_version(data_dir: Path) -> Keyring:
+async def at_first_version(home: Home) -> None:
     """A database as the first version left it: a task that was delivered, and one whose delivery waits."""
-    data_dir.mkdir(mode=0o700)
-    keyring = Keyring.create(data_dir / "keyring.json")
-    engine = sa.create_engine(embedded_url(data_dir).replace("+aiosqlite", ""))
-    with engine.begin() as connection:
+    home.data_dir.mkdir(mode=0o700)
+    keyring = Keyring.create(home.data_dir / "keyring.json")
+
+    def fill(connection: sa.Connection) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
@@ -140,13 +183,16 @@ def at_first_version(data_dir: Path) -> Keyring:
             )  # fmt: skip
             insert("ledger", account=ACCOUNT, slot=0 if ended else 1, state="accepted", count=1)
         insert("ledger", account=ACCOUNT, slot=0, state="delivered", count=1)
-    engine.dispose()
-    return keyring
+
+    database = Database(home.url)
+    async with database.setup() as connection:
+        await connection.run_sync(fill)
+    await database.close()
 
 
-async def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
-    at_first_version(tmp_path / "data")
-    async with open_store(tmp_path / "data") as store:
+async def test_a_database_of_the_first_version_goes_on(bare_home: Home) -> None:
+    await at_first_version(bare_home)
+    async with open_store(bare_home) as store:
         account = await store.account(ACCOUNT)
         assert account.default_secret == Secret("of-the-account")
         assert (account.schemes, account.verification, account.operational_id) == (("websub",), "none", None)
@@ -168,5 +214,5 @@ async def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
         [one] = await lease_for(store, id_)
         await settle(store, one)
         assert await reconciled(store) == {"accepted": 3, "delivered": 3}
-    async with open_store(tmp_path / "data") as store:
+    async with open_store(bare_home) as store:
         assert await reconciled(store) == {"accepted": 3, "delivered": 3}
