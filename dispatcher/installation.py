@@ -1,4 +1,4 @@
-"""One installation on disk: data directory, keyring, database, and the locks on them.
+"""One installation: data directory, keyring, database, and the locks on them.
 
 data_dir/
 ├── dispatcher.db   the embedded database (SQLite, with its -wal and -shm files)
@@ -6,6 +6,9 @@ data_dir/
 │                   they are rotated
 ├── setup.lock      held while one process opens the installation, and makes what is missing
 └── serve.lock      held by the one process that owns the embedded database
+
+With PostgreSQL there may be any number of servers, on any number of machines. Each has a data directory, and in all of
+them stands the same keyring: the first one makes it, and it is brought to the others.
 """
 
 from __future__ import annotations
@@ -84,7 +87,13 @@ def is_made(settings: Settings) -> bool:
 
 @contextmanager
 def sole_server(settings: Settings) -> Iterator[None]:
-    """Own the embedded database for as long as the block runs. Raises ConfigError when another process does."""
+    """Own the embedded database for as long as the block runs. Raises ConfigError when another process does.
+
+    PostgreSQL is owned by nobody.
+    """
+    if settings.database_url is not None:
+        yield
+        return
     _make(settings.data_dir)
     with _locked(settings.data_dir / "serve.lock", wait=False):
         yield
@@ -104,7 +113,8 @@ async def _match(connection: AsyncConnection, file: Path) -> tuple[Keyring, str]
         return keyring, issuer
     if not file.exists():
         raise ConfigError(
-            f"{file} is missing, and without it nothing in the database can be read: restore it from a backup"
+            f"{file} is missing, and without it nothing in the database can be read: restore it from a backup, or copy"
+            " it from another server of this database"
         )
     keyring = Keyring.load(file)
     try:

@@ -43,8 +43,10 @@ class Server:
         launcher: str = DISPATCHER,
         prefix: Sequence[str] = (),
         real_start: bool = False,
+        database_url: str | None = None,
     ) -> None:
         self.data_dir = data_dir
+        self._database = {} if database_url is None else {"DATABASE_URL": database_url}
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self._dev = dev
         self._settings = settings or {}
@@ -64,6 +66,7 @@ class Server:
             if not key.startswith("DISPATCHER_") and key != "DATABASE_URL"
         }
         environment = {**inherited, **{f"DISPATCHER_{key.upper()}": value for key, value in self._settings.items()}}
+        environment |= self._database
         arguments = ["serve", "--port", "0", "--data-dir", str(self.data_dir)]
         arguments += [*(["--dev"] if self._dev else []), *self._options]
         with self.log.open("a") as log:
