@@ -155,7 +155,9 @@ class translated_errors:  # noqa: N801 - a context manager that reads as a sente
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, PoolTimeout):
             raise StoreUnavailable("every database connection is in use") from error
-        if not isinstance(error, (SQLAlchemyError, sqlite3.Error)):
+        if error is not None and postgres.is_error(error):
+            postgres.hide_values(error)
+        elif not isinstance(error, (SQLAlchemyError, sqlite3.Error)):
             return
         if _is_contended(error):
             raise StoreContended("another transaction was in the way") from error

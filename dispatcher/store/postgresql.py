@@ -106,8 +106,16 @@ def engine(
         connect_args=connect_args,
         execution_options={"isolation_level": isolation_level, "postgresql_readonly": read_only},
     )
+    sa.event.listen(made.sync_engine, "checkout", _on_checkout)
     sa.event.listen(made.sync_engine, "handle_error", _on_error)
     return made
+
+
+def _on_checkout(_connection: object, record: sa.pool.ConnectionPoolEntry, _proxy: object) -> None:
+    # One that the server has closed meanwhile is replaced, so that nobody's transaction has to find out.
+    driver: Any = record.driver_connection
+    if driver.is_closed():
+        raise sa.exc.DisconnectionError
 
 
 def _on_error(context: sa.engine.ExceptionContext) -> None:
@@ -115,9 +123,19 @@ def _on_error(context: sa.engine.ExceptionContext) -> None:
     if code in _LEAVING:
         context.is_disconnect = True
     cause = context.original_exception.__cause__
-    if sqlstate(cause) is not None:
-        # The server shows the whole row that it refused.
-        cause.detail = None  # type: ignore[union-attr]  # asyncpg's, which has one
+    if cause is not None and is_error(cause):
+        hide_values(cause)
+
+
+def is_error(error: BaseException) -> bool:
+    """Whether an error is the driver's own, as where a statement went to it directly."""
+    return type(error).__module__.startswith("asyncpg.")
+
+
+def hide_values(error: BaseException) -> None:
+    """Take out of a driver's error what must not be logged: the server shows the whole row that it refused."""
+    if sqlstate(error) is not None:
+        error.detail = None  # type: ignore[attr-defined]  # asyncpg's, which has one
 
 
 def sqlstate(error: BaseException | None) -> str | None:
@@ -127,12 +145,16 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 def is_passing(error: BaseException | None) -> bool:
     """Whether an error speaks of the moment, not of the statement."""
-    return (sqlstate(error) or "").startswith(_PASSING)
+    code = sqlstate(error)
+    if code is None:
+        return error is not None and is_error(error) and "connection is closed" in str(error)
+    return code.startswith(_PASSING)
 
 
 def is_contended(error: BaseException | None) -> bool:
     """Whether another transaction was in the way."""
     code = sqlstate(error)
     if code == _UNIQUE_VIOLATION and error is not None:
-        return getattr(error.__cause__, "constraint_name", None) in _LOOKED_FOR
+        # SQLAlchemy's version of an error has asyncpg's as its cause.
+        return getattr(error if is_error(error) else error.__cause__, "constraint_name", None) in _LOOKED_FOR
     return code in _CONTENDED
