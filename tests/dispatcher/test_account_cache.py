@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from dispatcher.account_cache import AccountCache
 from dispatcher.store import Store, accounts
 from subscriptions.secrets import Secret
-from tests.support.stores import open_store
+from tests.support.stores import Home, open_store
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 
