@@ -24,7 +24,7 @@ from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
 from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
-from dispatcher.store.statements import Row, Statement, among
+from dispatcher.store.statements import Row, Statement, among, as_read
 from dispatcher.store.tables import bodies, deliveries, events, is_waiting, tasks
 from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Subscription, SubscriptionState
@@ -184,8 +184,8 @@ class _DueCallback(NamedTuple):
 def _due_rows(source: sa.Table, fields: Sequence[str]) -> Statement:
     """What it takes to send deliveries that tell of a row of this table."""
 
-    def column(name: str) -> sa.Column[Any]:
-        return next(table.c[name] for table in (deliveries, source, bodies) if name in table.c)
+    def column(name: str) -> sa.ColumnElement[Any]:
+        return as_read(next(table.c[name] for table in (deliveries, source, bodies) if name in table.c))
 
     return Statement(
         sa.select(*map(column, fields))

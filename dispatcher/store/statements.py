@@ -33,6 +33,11 @@ def as_json(value: object) -> str | None:
     return None if value is None else _encode(value).decode()
 
 
+def as_read(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """A column as it is to be read: JSON as its text, which only some drivers leave as it is."""
+    return sa.cast(column, sa.Text) if isinstance(column.type, sa.JSON) else column
+
+
 # --- lists of ids -----------------------------------------------------------------------------------------
 
 

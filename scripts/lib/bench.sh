@@ -1,10 +1,7 @@
-# What scripts/bench needs besides our own environment. To be sourced after setup.sh.
+# What scripts/bench needs besides our own environment. To be sourced after setup.sh and debian.sh.
 
 # command that must exist -> Debian package that brings it
 bench_needs="nginx:nginx wrk:wrk redis-server:redis-server"
-
-# Debian starts a service with its installation, unless this file forbids it; it is there only as long as apt runs.
-bench_policy=/usr/sbin/policy-rc.d
 
 # Fails where a program cannot be had.
 setup_bench_programs() {
@@ -13,18 +10,8 @@ setup_bench_programs() {
     PATH=$PATH:/usr/sbin command -v "${need%%:*}" >/dev/null || missing="$missing ${need#*:}"
   done
   if [ -z "$missing" ]; then return; fi
-  if [ "$(id -u)" != 0 ] || [ ! -e /etc/debian_version ]; then return 1; fi
-  echo "installing$missing ..." >&2
-  (
-    if [ ! -e "$bench_policy" ]; then
-      trap 'rm -f "$bench_policy"' EXIT
-      printf '#!/bin/sh\nexit 101\n' >"$bench_policy"
-      chmod 755 "$bench_policy"
-    fi
-    export DEBIAN_FRONTEND=noninteractive
-    # shellcheck disable=SC2086  # a list of package names
-    apt-get -qq update && apt-get -qq install -y --no-install-recommends $missing
-  ) >/dev/null
+  # shellcheck disable=SC2086  # a list of package names
+  install_debian $missing
 }
 
 bench_wanted_stamp() {

@@ -526,7 +526,7 @@ async def test_equal_keys_in_one_batch_are_one_request(store: Store) -> None:
 
 async def test_a_request_of_many_tasks_is_stored_whole_or_not_at_all(store: Store) -> None:
     twin = new_task()
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         await accept(store, new_task(), twin, twin)
     assert await reconciled(store) == {}
     assert await store.due_lanes(after="", limit=5) == {}
