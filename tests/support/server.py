@@ -74,7 +74,7 @@ class Server:
                 command = [*self._prefix, sys.executable, "-m", self._launcher, *arguments]
                 self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
             else:
-                if self._launcher == DISPATCHER:
+                if self._launcher == DISPATCHER and not self._database:
                     new_databases.place(self.data_dir)
                 self.process = forking.launched(
                     self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
