@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -15,12 +14,12 @@ from dispatcher.delivery.settler import Settler
 from dispatcher.models import DeliveryState, Outcome
 from dispatcher.store import Store
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report, Settled
-from tests.support.stores import LANE, accept, delivery_rows, lease, new_task, open_store
+from tests.support.stores import LANE, Home, accept, delivery_rows, lease, new_task, open_store
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(tmp_path / "data") as store:
+async def store(home: Home) -> AsyncIterator[Store]:
+    async with open_store(home) as store:
         yield store
 
 
