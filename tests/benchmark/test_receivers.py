@@ -13,17 +13,18 @@ import pytest
 from scripts.benchmark.certificates import make_certificate
 from scripts.benchmark.receivers import Nginx, Receiver, receiving, timing
 from scripts.benchmark.tools import NGINX, has
+from tests.conftest import missing
 
 Start = Callable[..., AbstractContextManager[Receiver]]
 
 
 @pytest.fixture(params=["nginx", "own"])
 def start(request: pytest.FixtureRequest) -> Start:
-    """What starts a receiver. The benchmark does without nginx, so its tests do, too, under CI as elsewhere."""
+    """What starts a receiver."""
     if request.param == "own":
         return timing
     if not has(NGINX):
-        pytest.skip("nginx is not on this machine")
+        missing("nginx")
     return receiving
 
 
