@@ -206,7 +206,7 @@ class Engine:
             if not due:
                 break
             lane = self._lanes.get(due[0])
-            if lane.room(now) > 0:
+            if lane.room(now) >= lane.worth_leasing:
                 lane.backlog = False
                 lanes.append(lane)
             elif now < lane.opens_at:
