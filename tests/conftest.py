@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -65,29 +64,29 @@ def _leaks_are_found_where_they_are_made() -> Iterator[None]:
     gc.collect()
 
 
-@contextlib.contextmanager
-def _database(*, empty: bool = False) -> Iterator[str]:
+def _cluster() -> postgres.Cluster:
     lacks = postgres.lacking()
     if lacks is not None:
         missing(lacks)
-    cluster = postgres.shared()
-    name = cluster.create(empty=empty)
-    yield cluster.url(name)
-    cluster.drop(name)
+    return postgres.shared()
 
 
 @pytest.fixture
 def postgres_url() -> Iterator[str]:
     """A database of PostgreSQL with our tables in it."""
-    with _database() as url:
-        yield url
+    cluster = _cluster()
+    name = cluster.take()
+    yield cluster.url(name)
+    cluster.give_back(name)
 
 
 @pytest.fixture
 def bare_postgres_url() -> Iterator[str]:
     """A database of PostgreSQL with nothing in it."""
-    with _database(empty=True) as url:
-        yield url
+    cluster = _cluster()
+    name = cluster.create()
+    yield cluster.url(name)
+    cluster.drop(name)
 
 
 @pytest.fixture(params=DATABASES)

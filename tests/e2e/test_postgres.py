@@ -114,7 +114,7 @@ def cluster() -> Iterator[postgres.Cluster]:
 
 def test_while_the_database_is_away(start_server: Start, receiver: Receiver, cluster: postgres.Cluster) -> None:
     """Nothing is accepted, callers are told to come back, and it goes on by itself."""
-    url = cluster.url(cluster.create(empty=True))
+    url = cluster.url(cluster.create())
     server = start_server(settings=FAST, database_url=url)
     with server.client() as client:
         assert post(client, receiver, 1).status_code == 202

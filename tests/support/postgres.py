@@ -27,6 +27,7 @@ import asyncpg
 
 from dispatcher.store import migrations
 from dispatcher.store.database import Database
+from subscriptions.schema import metadata
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "200",
 WITHIN = 60.0
 #: its superuser, whoever runs it
 SUPERUSER = "postgres"
-#: the database that every test's own is a copy of
+#: the database that those of the tests are copies of
 TEMPLATE = "migrated"
 
 
@@ -75,6 +76,8 @@ class Cluster:
             self._user = pwd.getpwnam(_unprivileged())
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         self._names = itertools.count()
+        #: databases that are as new
+        self._free: list[str] = []
         self._run(
             *("initdb", "--pgdata", str(self.data), "--auth", "trust", "--username", SUPERUSER, "--no-sync"),
             *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "icu", "--icu-locale", "en"),
@@ -149,12 +152,26 @@ class Cluster:
         """The URL of a database, as an operator would set it."""
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.folder), safe='')}"
 
-    def create(self, *, empty: bool = False) -> str:
-        """A new database, with our tables unless it is to be empty; its name."""
+    def create(self, *, template: str = "template0") -> str:
+        """A new database; its name."""
         name = f"test{next(self._names)}"
-        template = "template0" if empty else self._template
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return name
+
+    def take(self) -> str:
+        """A database with our tables, and nothing in them; its name. Making one takes longer than most tests."""
+        return self._free.pop() if self._free else self.create(template=self._template)
+
+    def give_back(self, database: str) -> None:
+        """Let another test have it, as it was before this one."""
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{database}' AND pid <> pg_backend_pid();"
+            f"ALTER DATABASE {database} RESET ALL;"
+            + "".join(f"DELETE FROM {table.name};" for table in metadata.sorted_tables),
+            database=database,
+        )
+        self._free.append(database)
 
     def drop(self, database: str) -> None:
         """Remove a database, whoever still uses it."""
