@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,8 +17,33 @@ import structlog
 _TELLTALES = ("httpx", "httpcore", "hpack")
 
 
+log = structlog.get_logger(__name__)
+
+
+def busy(event: str, **fields: object) -> None:
+    """Log a line, at level info, of a kind that comes by the thousand: what structlog does for each costs too much."""
+    _busy(event, fields)
+
+
+def _by_structlog(event: str, fields: dict[str, object]) -> None:
+    log.info(event, **fields)
+
+
+def _by_hand(event: str, fields: dict[str, object]) -> None:
+    fields |= {"event": event, "level": "info", "timestamp": _timestamp(time.time())}
+    sys.stderr.write(_json(fields) + "\n")
+
+
+def _not_at_all(_event: str, _fields: dict[str, object]) -> None:
+    return None
+
+
+_busy: Callable[[str, dict[str, object]], None] = _by_structlog
+
+
 def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
     """Send our log lines, and other libraries' warnings, to stderr."""
+    global _busy  # noqa: PLW0603 - there is one configuration of a process, as structlog's
     threshold = logging.getLevelNamesMapping()[level.upper()]
     console = style == "console" or (style == "auto" and sys.stderr.isatty())
     renderer: structlog.typing.Processor = (
@@ -36,6 +63,9 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    _busy = _by_structlog if console else _by_hand
+    if threshold > logging.INFO:
+        _busy = _not_at_all
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *plain, renderer],
@@ -49,8 +79,19 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
-def _json(line: object, default: Callable[[Any], Any]) -> str:
-    """A line as JSON: there is one for each attempt, and `json.dumps` takes several times as long."""
+def _timestamp(now: float) -> str:
+    """As structlog writes it (ISO 8601)."""
+    second, part = divmod(int(now * 1_000_000), 1_000_000)
+    return f"{_second(second)}.{part:06}Z"
+
+
+@functools.lru_cache(2)
+def _second(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+
+
+def _json(line: object, default: Callable[[Any], Any] | None = None) -> str:
+    """A line as JSON; `json.dumps` takes several times as long."""
     try:
         return msgspec.json.format(msgspec.json.encode(line, enc_hook=default), indent=0).decode()
     except UnicodeEncodeError:

@@ -42,7 +42,7 @@ _COMMON = {
     ),
     "date": re.compile(r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"),
     "keep-alive": re.compile(r"timeout=[0-9]{1,3}(?:, max=[0-9]{1,4})?"),
-    "server": re.compile(r"nginx|cloudflare|uvicorn|gunicorn|envoy|Apache"),
+    "server": re.compile(r"(?:nginx|cloudflare|uvicorn|gunicorn|envoy|Apache)(?:/[0-9]{1,2}(?:\.[0-9]{1,2}){1,2})?"),
     "transfer-encoding": re.compile(r"chunked", re.IGNORECASE),
 }
 _BETWEEN_PARTS = re.compile(r"[/?&=;#]")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import structlog
 from msgspec.structs import replace
 
-from dispatcher import egress, metrics, retry
+from dispatcher import egress, logs, metrics, retry
 from dispatcher.delivery import handshake
 from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.scrub import Scrubber
@@ -203,7 +203,7 @@ def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptReco
     seconds = record.ended - record.started
     metrics.attempts_of(answer.outcome).inc()
     metrics.attempt_seconds.observe(seconds)
-    log.info(
+    logs.busy(
         "attempt",
         account=delivery.account,
         delivery=delivery.id,

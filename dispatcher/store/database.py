@@ -28,6 +28,8 @@ from dispatcher.store import sqlite
 BUSY_TIMEOUT_MS = 2_000
 #: connections to SQLite for reading
 READERS = 4
+#: memory for pages of SQLite's file, KiB: for the connection that writes, and as much for those that read together
+CACHE_KIB = 32_768
 #: connections to PostgreSQL, where nobody says how many
 CONNECTIONS = 8
 #: the advisory lock of PostgreSQL that `Database.setup` takes: any number that nobody else uses
@@ -231,7 +233,7 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
             f"busy_timeout={BUSY_TIMEOUT_MS}",
             # Wiped callback URLs and deleted rows leave no remains in the file.
             "secure_delete=FAST",
-            "cache_size=-65536",
+            f"cache_size=-{CACHE_KIB // pool_size}",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

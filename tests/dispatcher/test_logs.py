@@ -1,0 +1,54 @@
+"""Lines of a kind that comes by the thousand are written by hand, and look like all others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+
+FIELDS = {
+    "delivery": "0192",
+    "outcome": "success",
+    "status": 200,
+    "error": None,
+    "duration_ms": 1.5,
+    "origin": "http://é",
+}
+PROGRAM = f"""
+import sys, structlog
+from dispatcher import logs
+logs.configure(level=sys.argv[1], style=sys.argv[2])
+fields = {FIELDS!r}
+structlog.get_logger("x").info("attempt", **fields)
+logs.busy("attempt", **fields)
+logs.busy("attempt", **fields | {{"error": "\\ud800"}})
+"""
+
+
+def _said(level: str, style: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, level, style], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_a_line_by_hand_is_as_structlog_writes_it(level: str) -> None:
+    usual, by_hand, surrogate = (json.loads(line) for line in _said(level, "json"))
+    first, second = (datetime.fromisoformat(line.pop("timestamp")) for line in (usual, by_hand))
+    assert 0 <= (second - first).total_seconds() < 60
+    assert list(usual.items()) == list(by_hand.items()) == [*FIELDS.items(), ("event", "attempt"), ("level", "info")]
+    assert surrogate["error"] == "\ud800"
+
+
+def test_nothing_is_written_where_nobody_reads_it() -> None:
+    assert _said("warning", "json") == []
+
+
+def test_people_get_their_own_form() -> None:
+    usual, by_hand, _ = _said("info", "console")
+    assert "outcome" in by_hand
+    assert usual.partition(" ")[2] == by_hand.partition(" ")[2]
