@@ -29,7 +29,7 @@ BUSY_TIMEOUT_MS = 2_000
 #: connections to SQLite for reading
 READERS = 4
 #: memory for pages of SQLite's file, KiB: for the connection that writes, and as much for those that read together
-CACHE_KIB = 32_768
+CACHE_KIB = 16_384
 #: connections to PostgreSQL, where nobody says how many
 CONNECTIONS = 8
 #: the advisory lock of PostgreSQL that `Database.setup` takes: any number that nobody else uses

@@ -26,6 +26,8 @@ from scripts.benchmark.scene import FULL, QUICK, Case
 ROUNDS, QUICK_ROUNDS = 5, 1
 #: signals that end a run
 ENDING = (signal.SIGINT, signal.SIGTERM)
+#: where a folder for all data is made, on the first of them that is a disk
+_PLACES = (Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT)  # noqa: S108 - the folder is ours alone
 #: columns of a report that goes into a file
 PLAIN_WIDTH = 140
 
@@ -37,10 +39,12 @@ def main() -> int:
         signal.signal(number, _interrupt)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     errors = Console(stderr=True, width=PLAIN_WIDTH)
+    if arguments.stages:
+        return _show_stages(console, errors)
     count = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     noise = Noise()
     try:
-        disk = real_disk([Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT])  # noqa: S108 - a folder of ours is made in it
+        disk = real_disk(_PLACES)
         with tempfile.TemporaryDirectory(prefix="bench-", dir=disk, ignore_cleanup_errors=True) as folder:
             results = rounds.run(
                 arguments.cases,
@@ -72,6 +76,18 @@ def main() -> int:
     return int(any(result.failed for result in results))
 
 
+def _show_stages(console: Console, errors: Console) -> int:
+    from scripts.benchmark import stages  # noqa: PLC0415 - it imports all of the dispatcher; nothing else here does
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=real_disk(_PLACES)) as folder:
+            console.print(stages.table(stages.measure(Path(folder))))
+    except BenchmarkFailed as exc:
+        errors.print(f"no figures: {exc}", style="bold red", markup=False)
+        return 1
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     by_hand = ", ".join(case.name for case in ALL.values() if not case.by_default)
     parser = argparse.ArgumentParser(
@@ -82,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=_cases, default=_cases(""), metavar="A,B", help="run only these")
     parser.add_argument("--rounds", type=_positive, metavar="N", help=f"rounds of each case [{ROUNDS}]")
     parser.add_argument("--quick", action="store_true", help=f"small sizes, and {QUICK_ROUNDS} round if none is given")
+    parser.add_argument("--stages", action="store_true", help="instead: where the processor time of a delivery goes")
     parser.add_argument("--json", type=_writable, metavar="FILE", help="write every figure there")
     parser.add_argument("--plot", type=_writable, metavar="FILE", help="draw the throughputs there, as SVG")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmark.failures import BenchmarkFailed
@@ -17,7 +18,7 @@ def file_system(folder: Path) -> str:
     return max(holding, key=lambda found: len(found[0]))[1] if holding else "unknown"
 
 
-def real_disk(candidates: list[Path]) -> Path:
+def real_disk(candidates: Sequence[Path]) -> Path:
     """The first of these folders that is not in memory. Raises BenchmarkFailed if there is none."""
     for folder in candidates:
         if folder.is_dir() and file_system(folder) not in IN_MEMORY:

@@ -58,6 +58,22 @@ def test_memory_stays_as_it_is_under_load(tmp_path: Path) -> None:
     assert measured.figures["grown_mib"] < UNSTEADY
 
 
+def test_the_stages_of_a_delivery(tmp_path: Path) -> None:
+    """In a process of its own: it configures logs, and runs its own event loop."""
+    program = (
+        "import sys; from pathlib import Path; from scripts.benchmark import stages\n"
+        "for one in stages.measure(Path(sys.argv[1]), count=130): print(one.name, 0 < one.loop_us <= one.all_us * 1.1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == [
+        word for name in ("read", "accept", "lease", "send", "settle") for word in (name, "True")
+    ]
+    assert (tmp_path / "stages.log").read_text().count('"event": "attempt"') == 130
+
+
 def test_a_figure_that_cannot_be_trusted_is_not_shown(tmp_path: Path) -> None:
     """A contender that fails in its second round takes the first with it; the next case has its turn all the same."""
     turns = itertools.count(1)

@@ -132,7 +132,8 @@ async def test_text_is_compared_byte_by_byte(empty: Database) -> None:
             assert set(others) == {("alembic_version", "version_num"), ("attempts", "response_body")}
 
 
-async def test_a_newer_database_is_refused(home: Home) -> None:
+async def test_a_newer_database_is_refused(bare_home: Home) -> None:
+    home = bare_home
     installation = await open_installation(home.settings)
     async with installation.database.write() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))

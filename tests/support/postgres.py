@@ -168,6 +168,8 @@ class Cluster:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             f" WHERE datname = '{database}' AND pid <> pg_backend_pid();"
             f"ALTER DATABASE {database} RESET ALL;"
+            f"DO $$ BEGIN ASSERT (SELECT version_num = '{migrations.HEAD}' FROM alembic_version),"
+            " 'a test that changes the tables needs a bare database'; END $$;"
             + "".join(f"DELETE FROM {table.name};" for table in metadata.sorted_tables),
             database=database,
         )
