@@ -56,7 +56,7 @@ class Settler:
         left, self._waiting = list(self._waiting), deque()
         if left:
             with contextlib.suppress(StoreUnavailable):
-                self._tell(left, await self._store.settle_all([report for _, report in left]))
+                self._tell(left, await self._store.settle([report for _, report in left]))
 
     async def _settle_all(self) -> None:
         try:
@@ -71,7 +71,7 @@ class Settler:
     async def _settle(self, batch: list[tuple[Lane, Report]]) -> None:
         reports = [report for _, report in batch]
         try:
-            answers = await until_available(lambda: self._store.settle_all(reports))
+            answers = await until_available(lambda: self._store.settle(reports))
         except Exception:
             if len(batch) > 1:
                 # One by one: what cannot be recorded must not keep the others.

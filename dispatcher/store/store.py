@@ -167,11 +167,7 @@ class Store:
         """Lanes beyond `after` that have pending work, with the seconds until it is due."""
         return await self._committer.write(leasing.due_lanes, (after, limit), patient=True)
 
-    async def settle(self, report: Report) -> Settled:
-        """Record an attempt and what follows from it. Raises LeaseLost."""
-        return await self._committer.write(settling.settle, report, patient=True)
-
-    async def settle_all(self, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
+    async def settle(self, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
         """Record attempts together, and what follows from them."""
         return await self._committer.write(settling.settle_all, reports, weight=len(reports), patient=True)
 

@@ -146,7 +146,7 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
         reports = await _at_once(leased, lambda delivery: sender.send(delivery, account))
     with stage("settle"):
         for start in range(0, count, AT_ONCE):
-            await store.settle_all(reports[start : start + AT_ONCE])
+            await store.settle(reports[start : start + AT_ONCE])
     ledger = await store.ledger(ACCOUNT)
     if ledger["delivered"] != count or any(report.answer.outcome is not Outcome.SUCCESS for report in reports):
         raise BenchmarkFailed(f"of {count} deliveries {ledger['delivered']} were delivered")

@@ -38,6 +38,7 @@ from tests.support.stores import (
     publish_planned,
     reconciled,
     settle,
+    settle_report,
     subscribe,
     subscription_row,
     who,
@@ -158,7 +159,7 @@ async def test_a_refusal_by_the_old_url_says_nothing_about_the_new_one(store: St
     [one] = await lease_for(store, id_)
     moved = draft(store, url="https://new.example.com/hooks")
     await store.change_subscription(who(store), id_, lambda _: moved)
-    settled = await store.settle(refusal(one, status))
+    settled = await settle_report(store, refusal(one, status))
     assert settled.state is DeliveryState.PENDING
     assert (await subscription_row(store, id_))["state"] == SubscriptionState.ACTIVE
     [again] = await lease_for(store, id_)
@@ -187,9 +188,9 @@ async def test_what_is_being_sent_to_a_deleted_subscription_ends_as_deleted(stor
     await publish(store, new_event(), new_event())
     one, two = await lease_for(store, id_)
     await store.delete_subscription(who(store), id_)
-    await store.settle(refusal(one, 503))
+    await settle_report(store, refusal(one, 503))
     await move_all(store)
-    await store.settle(refusal(two, 503))
+    await settle_report(store, refusal(two, 503))
     rows = await delivery_rows(store, subscription_id=id_)
     assert {(row["state"], row["reason"]) for row in rows} == {(DeliveryState.CANCELLED, "deleted")}
 

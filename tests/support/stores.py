@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from dispatcher import retry
 from dispatcher.bodies import Body
 from dispatcher.config import Settings, load
-from dispatcher.errors import Problem
+from dispatcher.errors import LeaseLost, Problem
 from dispatcher.ids import new_id
 from dispatcher.installation import open_installation
 from dispatcher.models import BodyMode, Outcome, lane_of
@@ -140,7 +140,8 @@ async def settle(
 ) -> Settled:
     """Report an attempt."""
     now = time.monotonic()
-    return await store.settle(
+    return await settle_report(
+        store,
         Report(
             delivery_id=delivery.id,
             attempt=delivery.attempt if attempt is None else attempt,
@@ -148,8 +149,16 @@ async def settle(
             record=AttemptRecord(outcome=outcome, status=status, started=now, ended=now),
             schedule=schedule,
             jitter=0.0,
-        )
+        ),
     )
+
+
+async def settle_report(store: Store, report: Report) -> Settled:
+    """Report an attempt, by itself. Raises LeaseLost."""
+    [settled] = await store.settle([report])
+    if isinstance(settled, LeaseLost):
+        raise settled
+    return settled
 
 
 # --- subscriptions and events -----------------------------------------------------------------------------

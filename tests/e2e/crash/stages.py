@@ -29,6 +29,7 @@ from dispatcher.delivery.connection import Connection
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.http1_transport import Http1Transport
 from dispatcher.delivery.sender import Sender
+from dispatcher.delivery.settler import Settler
 from dispatcher.store import Store, intake, publishing, settling, upkeep, work
 from dispatcher.store.database import Database
 
@@ -141,6 +142,8 @@ class Gauge:
 
 #: the delivery that this task sends, and the number of its attempt
 _sending: ContextVar[tuple[str, int]] = ContextVar("_sending")
+#: what came of it waits to be settled
+_is_to_be_settled: ContextVar[bool] = ContextVar("_is_to_be_settled")
 
 
 def wrap(owner: object, name: str, around: Callable[[Any], Any]) -> None:
@@ -275,11 +278,13 @@ def _watch_store(fuse: Fuse) -> None:
         return watched
 
     def settle(original: Any) -> Any:
-        async def watched(self: Store, report: Any) -> Any:
-            sent = [(report.delivery_id, report.attempt)]
-            fuse.passes(Stage.SETTLE, deliveries=sent)
-            settled = await original(self, report)
-            fuse.passes(Stage.SETTLED, deliveries=sent)
+        async def watched(self: Store, reports: Sequence[Any]) -> Any:
+            sent = [(report.delivery_id, report.attempt) for report in reports]
+            for one in sent:
+                fuse.passes(Stage.SETTLE, deliveries=[one])
+            settled = await original(self, reports)
+            for one in sent:
+                fuse.passes(Stage.SETTLED, deliveries=[one])
             return settled
 
         return watched
@@ -332,13 +337,27 @@ def _watch_store(fuse: Fuse) -> None:
 def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
     """Stages of a request, and how many requests are under way."""
 
-    def deliver(original: Any) -> Any:
+    def attempt(original: Any) -> Any:
         async def watched(self: Engine, *turn: Any) -> None:
+            _is_to_be_settled.set(False)
             gauge.add(1)
-            try:
-                await original(self, *turn)
-            finally:
+            await original(self, *turn)
+            if not _is_to_be_settled.get():
                 gauge.add(-1)
+
+        return watched
+
+    def add(original: Any) -> Any:
+        def watched(self: Settler, *attempt: Any) -> None:
+            _is_to_be_settled.set(True)
+            original(self, *attempt)
+
+        return watched
+
+    def on_settled(original: Any) -> Any:
+        def watched(self: Engine, *settled: Any) -> None:
+            original(self, *settled)
+            gauge.add(-1)
 
         return watched
 
@@ -382,7 +401,9 @@ def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
 
         return watched
 
-    wrap(Engine, "_deliver", deliver)
+    wrap(Engine, "_attempt", attempt)
+    wrap(Settler, "add", add)
+    wrap(Engine, "_on_settled", on_settled)
     wrap(Sender, "send", send)
     wrap(Http1Transport, "_open", open_connection)
     wrap(Connection, "_send", write)
