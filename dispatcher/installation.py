@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
 from dispatcher.ids import new_id
-from dispatcher.store import migrations
+from dispatcher.store import migrations, postgresql
 from dispatcher.store.database import Database, embedded_url, now_ms
 from dispatcher.store.sealing import CANARY
 from dispatcher.store.tables import installation
@@ -55,6 +55,8 @@ async def open_installation(settings: Settings) -> Installation:
     together.
     """
     embedded = settings.database_url is None
+    if settings.database_url is not None and not postgresql.is_meant(settings.database_url):
+        raise ConfigError("DATABASE_URL names a database that cannot be used; it begins with postgresql://")
     data_dir = settings.data_dir
     _make(data_dir)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -90,10 +91,19 @@ def _second(moment: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
 
 
+#: what has no way of its own to print itself, which could be passed by
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def _json(line: object, default: Callable[[Any], Any] | None = None) -> str:
-    """A line as JSON; `json.dumps` takes several times as long."""
-    try:
-        return msgspec.json.format(msgspec.json.encode(line, enc_hook=default), indent=0).decode()
-    except UnicodeEncodeError:
-        # A lone surrogate, which JSON can only hold escaped.
-        return json.dumps(line, default=default)
+    """A line as JSON, in ASCII.
+
+    `json.dumps` takes longer. It is for what msgspec would show more of than its `repr` does, or would not escape: a
+    control character beyond ASCII can steer a terminal.
+    """
+    if isinstance(line, dict) and _PLAIN.issuperset(map(type, line.values())):
+        with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate
+            text = msgspec.json.format(msgspec.json.encode(line), indent=0).decode()
+            if text.isascii():
+                return text
+    return json.dumps(line, default=default)

@@ -92,6 +92,13 @@ class Signable(msgspec.Struct, frozen=True, kw_only=True):
     #: the hash that `websub` uses
     hub_method: str
 
+    def __repr__(self) -> str:
+        # The rest may be a credential, or the payload.
+        return f"Signable(delivery_id={self.delivery_id!r}, timestamp={self.timestamp!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        return [("delivery_id", self.delivery_id), ("timestamp", self.timestamp)]
+
 
 def sign(
     schemes: Iterable[Scheme],

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from dispatcher.api import shapes, views
 from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.services import Services
+from dispatcher.api.shapes.fields import WITHOUT_NUL
 from dispatcher.ids import is_id
 from dispatcher.store import queries
 from dispatcher.store.subscribing import Who
@@ -22,6 +23,8 @@ DEFAULT_PAGE = 50
 MAX_PAGE = 200
 
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="How many items, at most.")]
+#: a value that a list is asked for
+Wanted = Annotated[str | None, Query(pattern=WITHOUT_NUL)]
 Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, Wanted, answer, before, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found
 from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body, read_empty
@@ -30,7 +30,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
         state: DeliveryState | None = None,
         task_id: str | None = None,
         event_id: str | None = None,
-        subscription_id: str | None = None,
+        subscription_id: Wanted = None,
         limit: Limit = DEFAULT_PAGE,
         cursor: Cursor = None,
     ) -> Response:

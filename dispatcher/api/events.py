@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, known
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, Wanted, answer, before, known
 from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found, too_large
@@ -228,7 +228,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
     @router.get("/events", **documented("List events", shapes.EventList, tag="events"))
     async def list_events(
         request: Request,
-        type: str | None = None,  # noqa: A002 - the query parameter's name
+        type: Wanted = None,  # noqa: A002 - the query parameter's name
         limit: Limit = DEFAULT_PAGE,
         cursor: Cursor = None,
     ) -> Response:

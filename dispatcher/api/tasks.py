@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
-from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, find_task, known
+from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, Wanted, answer, before, find_task, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.reading import read_shape
 from dispatcher.api.services import Services
@@ -22,7 +22,7 @@ def add_routes(router: APIRouter, services: Services) -> None:
     async def list_tasks(
         request: Request,
         state: TaskState | None = None,
-        type: str | None = None,  # noqa: A002 - the query parameter's name
+        type: Wanted = None,  # noqa: A002 - the query parameter's name
         limit: Limit = DEFAULT_PAGE,
         cursor: Cursor = None,
     ) -> Response:

@@ -45,6 +45,8 @@ MIN_RETRY = 0.05
 MIN_TIMER = 0.001
 #: seconds that a delivery is put off whose account's settings cannot be opened
 UNREADABLE_DELAY = 300.0
+#: seconds in which no answer can have come from elsewhere
+QUICK = 0.001
 #: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
 #: seconds between scans at least
@@ -263,7 +265,11 @@ class Engine:
         """Send a leased delivery, and then others, as long as there is a turn for one more."""
         following: Turn | None = turn
         while following is not None:
+            began = _now()
             await self._attempt(following)
+            if _now() - began < QUICK:
+                # One that is refused before it is sent waits for nothing; others must have their turn.
+                await asyncio.sleep(0)
             following = self._next_turn()
             if following is not None:
                 # An answer may make room for more than one.

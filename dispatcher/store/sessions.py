@@ -68,9 +68,13 @@ _MARK = Statement(
 
 
 async def last_batch(database: Database, session: str) -> str | None:
-    """The last batch that a session committed."""
-    async with database.read() as connection:
-        return await connection.scalar(sa.select(sessions.c.last_batch).where(sessions.c.id == session))
+    """The last batch that a session committed. A COMMIT that a server is still at is waited for, by its row's lock."""
+    async with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            # What takes longer is a matter of the moment, too: whoever asks, asks again.
+            await connection.execute(sa.text("SET LOCAL lock_timeout = '2s'"))
+        query = sa.select(sessions.c.last_batch).where(sessions.c.id == session)
+        return await connection.scalar(query.with_for_update())
 
 
 async def end_late_sessions(connection: AsyncConnection, now: int, *, but: str) -> None:

@@ -409,8 +409,9 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, settings: dict[str,
 
 
 def test_a_database_of_another_kind_is_told_without_its_url(tmp_path: Path) -> None:
-    env = {"DATABASE_URL": f"mysql://user:{MARKER}@127.0.0.1/db"}
-    assert "DATABASE_URL" in refusal(run("token", "list", "--data-dir", str(tmp_path / "data"), env=env))
+    for url in (f"mysql://user:{MARKER}@127.0.0.1/db", f"sqlite+aiosqlite:///{tmp_path}/{MARKER}"):
+        env = {"DATABASE_URL": url}
+        assert "DATABASE_URL" in refusal(run("token", "list", "--data-dir", str(tmp_path / "data"), env=env))
 
 
 def test_a_data_directory_that_is_a_file_is_told(tmp_path: Path) -> None:

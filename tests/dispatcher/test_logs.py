@@ -44,6 +44,22 @@ def test_a_line_by_hand_is_as_structlog_writes_it(level: str) -> None:
     assert surrogate["error"] == "\ud800"
 
 
+def test_what_keeps_a_part_to_itself_keeps_it_from_logs_too() -> None:
+    program = (
+        "import structlog; from dispatcher import egress, logs; from subscriptions.secrets import Secret, SigningKey\n"
+        "logs.configure(level='info', style='json')\n"
+        "key = SigningKey(secret=Secret('the-secret'), seed=b's' * 32)\n"
+        "target = egress.parse('https://example.com/the-token')\n"
+        "structlog.get_logger('x').info('odd', key=key, target=target, nested={'key': key}, text='\\x9b\\u2028')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    line = json.loads(done.stderr)
+    assert line["text"] == "\x9b\u2028"
+    assert done.stderr.isascii()
+    for hidden in (b"the-secret", b"the-token", b"ssss", b"c3Nz"):
+        assert hidden not in done.stderr
+
+
 def test_nothing_is_written_where_nobody_reads_it() -> None:
     assert _said("warning", "json") == []
 

@@ -198,6 +198,23 @@ async def test_redeliveries_of_many_run_one_after_the_other(store: Store) -> Non
 # --- by the API -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("field", ["subject", "ordering_key"])
+def test_what_a_database_cannot_hold_is_refused_by_itself(server: Server, field: str) -> None:
+    """PostgreSQL holds no NUL: a row that has one would fail the batch that it shares with others."""
+    with client_of(server, "nul") as client:
+        bad = {"type": "order.paid", "payload": 1, field: "a\0b"}
+        problem(client.post("/events", json=bad), 422, "validation", f"/{field}")
+        good = {"type": "order.paid", "payload": 1, field: "a\nb"}
+        items = client.post("/events/batch", json={"events": [bad, good]}).json()["items"]
+        assert [item["status"] for item in items] == [422, 202]
+
+
+@pytest.mark.parametrize("path", ["/events?type=%00", "/tasks?type=%00", "/deliveries?subscription_id=%00"])
+def test_nor_is_it_asked_for(server: Server, path: str) -> None:
+    with client_of(server, "nul") as client:
+        problem(client.get(path), 422, "validation", "/" + path.partition("?")[2].partition("=")[0])
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("type", "order.paid\n"), ("id", "mine\n"), ("id", "a\r\nX-Injected: 1"), ("type", "a\nb")]
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from dispatcher.api.shapes.fields import ProblemObject, Request, Time, TypeName
+from dispatcher.api.shapes.fields import WITHOUT_NUL, ProblemObject, Request, Time, TypeName
 
 
 class EventRequest(Request):
@@ -25,7 +25,13 @@ class EventRequest(Request):
         | None
     ) = None
     subject: (
-        Annotated[str, Meta(min_length=1, max_length=255, description="What it is about; CloudEvents carry it.")] | None
+        Annotated[
+            str,
+            Meta(
+                min_length=1, max_length=255, pattern=WITHOUT_NUL, description="What it is about; CloudEvents carry it."
+            ),
+        ]
+        | None
     ) = None
     ordering_key: (
         Annotated[
@@ -33,6 +39,7 @@ class EventRequest(Request):
             Meta(
                 min_length=1,
                 max_length=255,
+                pattern=WITHOUT_NUL,
                 description="Subscriptions with `ordering: fifo-by-key` get events of one key in order.",
             ),
         ]

@@ -10,6 +10,9 @@ from msgspec import Meta, Raw, Struct
 from dispatcher.config import MAX_RETRIES, MAX_RETRY_DELAY
 from subscriptions.signatures import Scheme
 
+#: PostgreSQL holds every character but this one
+WITHOUT_NUL = r"^[^\x00]*$"
+
 # `$` also matches before a line end at the end; `\Z` would not do, since JSON Schema does not have it
 TypeName = Annotated[
     str,
