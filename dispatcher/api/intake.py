@@ -118,6 +118,7 @@ class _HandOff:
             else:
                 self._services.engine.cancel_reservation(_lane(task), len(task.body.body))
         if stored:
+            self._services.engine.expect(sum(task.body is not None and not task.handed_off for task in self.tasks))
             metrics.tasks_accepted.inc(len(self.tasks))
             if any(task.body is None for task in self.tasks):
                 self._services.tasks.wake()

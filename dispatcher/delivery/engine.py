@@ -288,6 +288,7 @@ class Engine:
             # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
             log.exception("delivery_failed_inside", delivery=turn.delivery.id)
             self._known.discard(turn.delivery.id)
+            self._reconsider(turn.lane, _now())
 
     async def _send(self, turn: Turn) -> Report:
         delivery = turn.delivery

@@ -34,6 +34,8 @@ EARLY = 0.002
 #: seconds of sending that a fast lane holds in memory, and deliveries at most
 AHEAD = 0.5
 LARGEST_QUEUE = 512
+#: bytes of bodies for which a lane holds more than twice its width: nobody's speed takes the memory of all
+AHEAD_BYTES = 8 * 1024 * 1024
 #: seconds over which it is counted how fast a lane is
 COUNTED_OVER = 0.25
 #: lanes that are remembered while they have nothing to do
@@ -51,6 +53,7 @@ class Lane:
         "failures",
         "in_flight",
         "key",
+        "largest",
         "last_send",
         "pace",
         "queue",
@@ -81,6 +84,8 @@ class Lane:
         self.rate = 0.0
         self.answers = 0
         self.counted_from = 0.0
+        #: bytes of the largest body of late
+        self.largest = 1
         #: how long the circuit stays open the next time, seconds
         self.quiet = FIRST_QUIET
         #: monotonic time before which nothing is sent
@@ -108,7 +113,7 @@ class Lane:
         """
         if self.pace:
             return max(1, min(2 * self.width, int(PACED_AHEAD / self.pace)))
-        return max(2 * self.width, min(LARGEST_QUEUE, int(self.rate * AHEAD)))
+        return max(2 * self.width, min(LARGEST_QUEUE, int(self.rate * AHEAD), AHEAD_BYTES // self.largest))
 
     @property
     def worth_leasing(self) -> int:
@@ -176,6 +181,7 @@ class Lane:
             self.rate = self.answers / span
             self.answers = 0
             self.counted_from = now
+            self.largest = max(1, self.largest // 2)
 
 
 def _is_failure(outcome: Outcome, status: int | None) -> bool:
@@ -248,6 +254,7 @@ class Lanes:
     def reserve(self, key: str, size: int, now: float) -> bool:
         """Promise a place to a delivery that is about to be committed."""
         lane = self.get(key)
+        lane.largest = max(lane.largest, size)
         if lane.backlog or lane.room(now) == 0 or not self.has_memory(size):
             return False
         lane.reserved += 1
@@ -265,6 +272,7 @@ class Lanes:
         rate = delivery.endpoint.rate_limit
         lane.pace = 1 / rate if rate is not None and delivery.kind is DeliveryKind.MESSAGE else 0.0
         lane.queue.append(delivery)
+        lane.largest = max(lane.largest, delivery.size)
         self.bytes += delivery.size
         self.waiting += 1
         self.refresh(lane, now)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
 from dispatcher.delivery.availability import until_available
+from dispatcher.delivery.governor import LARGEST_SETTLE
 from dispatcher.delivery.lanes import Lane
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import Store
 from dispatcher.store.records import Report, Settled
 
 log = structlog.get_logger(__name__)
+
+_Record = Callable[[Sequence[Report]], Awaitable[list[Settled | LeaseLost]]]
 
 
 class Settler:
@@ -56,27 +59,39 @@ class Settler:
         left, self._waiting = list(self._waiting), deque()
         if left:
             with contextlib.suppress(StoreUnavailable):
-                self._tell(left, await self._store.settle([report for _, report in left]))
+                await self._settle(left, self._store.settle)
 
     async def _settle_all(self) -> None:
         try:
             while self._waiting:
                 # What has its answer in the same round of the event loop goes together.
                 await asyncio.sleep(0)
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most()))]
-                await self._settle(batch)
+                # What waits must not grow for as long as there are callers: of a long row half goes at once.
+                most = max(self._most(), min(LARGEST_SETTLE, len(self._waiting) // 2))
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
+                try:
+                    await self._settle(batch, self._whenever)
+                except asyncio.CancelledError:
+                    # `stop` records it; of those that are recorded by then it hears that their leases are over.
+                    self._waiting.extendleft(reversed(batch))
+                    raise
         finally:
             self._task = None
 
-    async def _settle(self, batch: list[tuple[Lane, Report]]) -> None:
+    async def _whenever(self, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
+        return await until_available(lambda: self._store.settle(reports))
+
+    async def _settle(self, batch: list[tuple[Lane, Report]], record: _Record) -> None:
         reports = [report for _, report in batch]
         try:
-            answers = await until_available(lambda: self._store.settle(reports))
+            answers = await record(reports)
+        except StoreUnavailable:
+            raise
         except Exception:
             if len(batch) > 1:
                 # One by one: what cannot be recorded must not keep the others.
                 for one in batch:
-                    await self._settle([one])
+                    await self._settle([one], record)
                 return
             # The lease is still in the database, and the scan frees leases nobody knows.
             log.exception("settle_failed_inside", delivery=reports[0].delivery_id)

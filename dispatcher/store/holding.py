@@ -183,12 +183,12 @@ async def _waiting(
     """Pending messages for a subscription: those that are due some time, and those behind others in order."""
     lane = lane_of(row["account"], row["id"])
     wanted = sa.and_(deliveries.c.lane == lane, sa.true() if which is None else which)
-    rows = await tx.connection.execute(sa.select(deliveries).where(is_waiting, wanted).limit(limit))
+    rows = await tx.connection.execute(sa.select(deliveries).where(is_waiting, wanted).limit(limit).with_for_update())
     found = rows.all()
     if found:
         return found
     rows = await tx.connection.execute(
-        sa.select(deliveries).where(is_behind, wanted).order_by(deliveries.c.seq).limit(limit)
+        sa.select(deliveries).where(is_behind, wanted).order_by(deliveries.c.seq).limit(limit).with_for_update()
     )
     return rows.all()
 
@@ -200,6 +200,7 @@ async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.
         .where(is_held, deliveries.c.subscription_id == row["id"])
         .order_by(deliveries.c.seq, deliveries.c.id)
         .limit(limit)
+        .with_for_update()
     )
     return rows.all()
 
@@ -249,7 +250,7 @@ async def end_holds(tx: Transaction, limits: Sequence[int]) -> list[int]:
 
 async def _end_holds(tx: Transaction, limit: int) -> int:
     rows = await tx.connection.execute(
-        sa.select(deliveries).where(is_held, deliveries.c.hold_until <= tx.now).limit(limit)
+        sa.select(deliveries).where(is_held, deliveries.c.hold_until <= tx.now).limit(limit).with_for_update()
     )
     over = rows.all()
     await end(tx, over, DeliveryState.EXPIRED, "hold")

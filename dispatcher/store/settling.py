@@ -89,6 +89,8 @@ async def reap(tx: Transaction, limit: int) -> int:
         sa.select(deliveries.c.id)
         .where(is_live, deliveries.c.state == DeliveryState.LEASED, is_over(deliveries.c.session))
         .limit(limit)
+        # Held until they are freed: another process may be at the same ones, and lease them anew in between.
+        .with_for_update(skip_locked=True)
     )
     return await interrupt(tx, list(ids))
 
