@@ -17,7 +17,6 @@ import structlog
 #: libraries whose log lines hold the URL of a request
 _TELLTALES = ("httpx", "httpcore", "hpack")
 
-
 log = structlog.get_logger(__name__)
 
 
@@ -33,10 +32,6 @@ def _by_structlog(event: str, fields: dict[str, object]) -> None:
 def _by_hand(event: str, fields: dict[str, object]) -> None:
     fields |= {"event": event, "level": "info", "timestamp": _timestamp(time.time())}
     sys.stderr.write(_json(fields) + "\n")
-
-
-def _not_at_all(_event: str, _fields: dict[str, object]) -> None:
-    return None
 
 
 _busy: Callable[[str, dict[str, object]], None] = _by_structlog
@@ -64,9 +59,8 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    _busy = _by_structlog if console else _by_hand
-    if threshold > logging.INFO:
-        _busy = _not_at_all
+    # Where nobody reads it, structlog drops it.
+    _busy = _by_structlog if console or threshold > logging.INFO else _by_hand
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *plain, renderer],

@@ -10,6 +10,7 @@ import pytest
 from dispatcher.bodies import Body
 from dispatcher.delivery.lanes import (
     AHEAD,
+    AHEAD_BYTES,
     CIRCUIT_FAILURES,
     EARLY,
     FIRST_QUIET,
@@ -104,6 +105,19 @@ class TestQueue:
         for number in range(int(rate * seconds) + 1):
             lane.note(Outcome.SUCCESS, 200, 1000.0 + number / rate)
         return lane
+
+    def test_it_does_not_grow_into_the_memory_of_others(self) -> None:
+        lane = self.answered(100_000)
+        lane.largest = AHEAD_BYTES // 200
+        assert lane.capacity == 200
+        lane.largest = AHEAD_BYTES
+        assert lane.capacity == 2 * lane.width
+
+    def test_a_large_body_is_known_from_its_reservation(self) -> None:
+        lanes = lanes_with()
+        lanes.reserve("a x", 5_000, 0.0)
+        lanes.put(leased("a y", 7_000), 0.0)
+        assert [lanes.get(key).largest for key in ("a x", "a y")] == [5_000, 7_000]
 
     @pytest.mark.parametrize(
         ("rate", "capacity"),

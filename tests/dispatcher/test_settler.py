@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from msgspec.structs import replace
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from dispatcher import retry
 from dispatcher.delivery.lanes import Lane
 from dispatcher.delivery.settler import Settler
+from dispatcher.errors import LeaseLost
 from dispatcher.models import DeliveryState, Outcome
 from dispatcher.store import Store
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report, Settled
@@ -96,3 +97,27 @@ async def test_what_is_left_at_the_end_is_recorded(store: Store) -> None:
     await told.settler.stop()
     await store.interrupt([delivery.id for delivery in deliveries])
     assert {row["state"] for row in await delivery_rows(store)} == {DeliveryState.DELIVERED}
+
+
+async def test_one_at_fault_at_the_end_keeps_no_other(store: Store) -> None:
+    told = Told(store)
+    first, *others = await leased(store, 4)
+    broken = replace(report(first), jitter="no number", schedule=(1.0,), answer=retry.Answer(outcome=Outcome.TIMEOUT))
+    told.add(broken, *map(report, others))
+    await told.settler.stop()
+    rows = {row["id"]: row["state"] for row in await delivery_rows(store)}
+    assert rows == {first.id: DeliveryState.LEASED} | {one.id: DeliveryState.DELIVERED for one in others}
+
+
+async def test_a_long_row_is_not_settled_in_small_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it grows for as long as there are callers."""
+    told, sizes, settle = Told(store, most=1), list[int](), store.settle
+
+    async def watched(reports: Sequence[Report]) -> list[Settled | LeaseLost]:
+        sizes.append(len(reports))
+        return await settle(reports)
+
+    monkeypatch.setattr(store, "settle", watched)
+    told.add(*map(report, await leased(store, 10)))
+    await told.settler.join()
+    assert sizes == [5, 2, 1, 1, 1]
