@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from dispatcher.errors import ConfigError, StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
-from dispatcher.store import postgresql
+from dispatcher.store import postgresql, sessions
 from dispatcher.store.database import Database
 from dispatcher.store.tables import accounts, bodies, idempotency
 from tests.support import postgres
@@ -261,3 +261,14 @@ async def test_a_statement_of_ours_that_is_wrong_is_no_trouble_of_the_database(d
     with pytest.raises(ProgrammingError):
         async with database.read() as connection:
             await connection.execute(sa.text("SELECT * FROM nothing"))
+
+
+async def test_a_commit_that_is_under_way_is_waited_for(database: Database) -> None:
+    """Who read what stands there meanwhile would tell a caller that nothing was stored."""
+    session, batch = await sessions.open_session(database, ttl=60, alone=False), new_id()
+    async with database.write() as connection:
+        await sessions.mark_batch(connection, session, batch)
+        asked = asyncio.create_task(sessions.last_batch(database, session))
+        await asyncio.wait({asked}, timeout=0.3)
+        assert not asked.done()
+    assert await asked == batch
