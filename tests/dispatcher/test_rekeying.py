@@ -48,7 +48,6 @@ ACCOUNT = "acme"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLw4V"
 #: of one task, or of one account and its subscription with its secret
 TASK_VALUES = 3
-TABLES = {table.name: table for table in rekeying.SEALED}
 
 
 # --- an installation with something in each column --------------------------------------------------------
