@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     # Where it runs
     #: what this process is for: `all`, `api` (it takes requests, workers do the rest) or `worker` (the rest)
     role: Literal["all", "api", "worker"] = "all"
+    #: processes that share the listening socket
+    workers: int = Field(default=1, ge=1, le=256)
     #: address to listen on
     host: str = "127.0.0.1"
     #: port to listen on; 0 picks a free one. A worker's default is 8081

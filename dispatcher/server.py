@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from dispatcher import collector, tokens
+from dispatcher import collector, metrics
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
@@ -35,20 +35,17 @@ from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
 from dispatcher.heartbeat import Heartbeat
+from dispatcher.http_server import HttpServer
 from dispatcher.installation import Installation, open_installation, sole_server
-from dispatcher.listening import HttpServer, listen, url_of
+from dispatcher.leash import Leash
+from dispatcher.listening import dev_token, listen, say_ready
+from dispatcher.loops import repeat
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry, load_processors
 from dispatcher.store import Store
-from dispatcher.store import accounts as token_store
 
 log = structlog.get_logger(__name__)
-
-#: the account that `--dev` makes a token for
-DEV_ACCOUNT = "dev"
-#: and the note by which that token is known
-DEV_NOTE = "made by serve --dev"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +58,11 @@ class Work:
     maintenance: Maintenance
 
 
-async def serve(settings: Settings) -> None:
-    """Run what the settings' role has, until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+async def serve(settings: Settings, leash: Leash | None = None) -> None:
+    """Run what the settings' role has, until SIGTERM or SIGINT; on a leash, no longer than the parent.
+
+    Raises ConfigError when it cannot start.
+    """
     _check_role(settings)
     registry = load_processors(settings)
     _raise_file_limit()
@@ -70,9 +70,8 @@ async def serve(settings: Settings) -> None:
         stack.enter_context(sole_server(settings))
         installation = await open_installation(settings)
         stack.push_async_callback(installation.database.close)
-        if settings.takes_requests and not settings.dev:
-            await token_store.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
-        listener = stack.enter_context(listen(settings.host, settings.port))
+        token = None if leash else await dev_token(settings, installation)
+        listener = leash.listener if leash else stack.enter_context(listen(settings.host, settings.port))
         store = await Store.open(
             installation.database,
             installation.keyring,
@@ -108,12 +107,22 @@ async def serve(settings: Settings) -> None:
             auth=Authenticator(installation),
             reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
         )
+
+        async def on_ready() -> None:
+            collector.calm()
+            if leash:
+                await leash.say_ready()
+            else:
+                say_ready(settings, listener, token)
+
         create = create_app if settings.takes_requests else create_worker_app
         server = HttpServer(
             create(services, lambda _app: _running(heartbeat, work, grace=settings.grace)),
             grace=settings.grace,
-            on_ready=lambda: _say_ready(settings, installation, listener),
+            on_ready=on_ready,
         )
+        if leash:
+            await stack.enter_async_context(_held(leash, server))
         await server.serve(sockets=[listener])
         if server.has_failed:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
@@ -225,26 +234,22 @@ async def _working(work: Work, *, grace: float) -> AsyncIterator[None]:
         await work.maintenance.stop()
 
 
-async def _say_ready(settings: Settings, installation: Installation, listener: socket.socket) -> None:
-    """Say on stdout that requests are taken, and how."""
-    if settings.dev:
-        log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
-        if settings.takes_requests:
-            print("token", await _dev_token(installation), flush=True)  # noqa: T201 - for the caller of --dev
-    collector.calm()
-    name = "dispatcher" if settings.takes_requests else "dispatcher worker"
-    print(f"{name} ready on {url_of(listener)}", flush=True)  # noqa: T201 - stdout's one line
+@asynccontextmanager
+async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
+    """Stop the server when the parent is gone; until then, show its siblings what we are at."""
 
+    async def stop_when_alone() -> None:
+        await leash.parent_gone()
+        log.warning("parent_gone")
+        server.stop()
 
-async def _dev_token(installation: Installation) -> str:
-    return await tokens.issue(
-        installation,
-        account=DEV_ACCOUNT,
-        scopes=tokens.SCOPES,
-        actor="serve --dev",
-        ttl=30 * 86_400,
-        note=DEV_NOTE,
-    )
+    tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _raise_file_limit() -> None:

@@ -107,9 +107,9 @@ class Engine:
 
     async def start(self) -> None:
         """Begin to lease and send."""
-        metrics.in_flight.set_function(lambda: self._lanes.in_flight)
-        metrics.queued.set_function(lambda: self._lanes.waiting)
-        metrics.lanes.set_function(lambda: len(self._lanes))
+        metrics.watch(metrics.in_flight, lambda: self._lanes.in_flight)
+        metrics.watch(metrics.queued, lambda: self._lanes.waiting)
+        metrics.watch(metrics.lanes, lambda: len(self._lanes))
         self._loops = [
             asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
             for step in (self._lease_due, self._scan)
