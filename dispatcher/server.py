@@ -37,6 +37,7 @@ from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store
 from dispatcher.store import accounts as token_store
+from dispatcher.store.news import News
 
 log = structlog.get_logger(__name__)
 
@@ -77,8 +78,8 @@ async def serve(settings: Settings) -> None:
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
         )
-        engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
-        chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
+        engine = Engine(store, sender, accounts, settings)
+        chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source)
         services = Services(
             settings=settings,
             installation=installation,
@@ -86,7 +87,7 @@ async def serve(settings: Settings) -> None:
             registry=registry,
             engine=engine,
             chores=chores,
-            tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
+            tasks=TaskEngine(store, registry, settings),
             accounts=accounts,
             auth=Authenticator(installation),
             reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
@@ -117,11 +118,15 @@ def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
 async def _running(services: Services) -> AsyncIterator[None]:
     """What works behind the API: maintenance and both engines."""
 
-    def on_freed() -> None:
-        services.engine.scan_soon()
-        services.tasks.wake()
+    def hear(news: News) -> None:
+        services.engine.hear(news)
+        if news.tasks:
+            services.tasks.wake()
+        if news.chores:
+            services.chores.wake()
 
-    maintenance = Maintenance(services.store, services.settings, on_freed=on_freed)
+    services.store.on_news(hear)
+    maintenance = Maintenance(services.store, services.settings)
     # What dead processes left is freed before anything else happens.
     await maintenance.start()
     await services.engine.start()
