@@ -23,6 +23,7 @@ from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import ledger, sessions
 from dispatcher.store.database import Database
+from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,8 @@ class Transaction:
     session: str
     #: deliveries that it accepts and ends, by account and state; the ledger gets them right before COMMIT
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: what it leaves to be done
+    news: News = field(default_factory=News)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
@@ -129,6 +132,8 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
+        #: told what each commit leaves to be done
+        self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
         self._urgent: deque[_Entry] = deque()
         self._patient: deque[_Entry] = deque()
@@ -285,17 +290,20 @@ class Committer:
         """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""
         batch_id = new_id()
         answers: dict[_Entry, Any] = {}
+        news = News()
         applied = False
         try:
             async with self._database.write(await self._connection()) as connection:
                 now = await sessions.mark_batch(connection, self.session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
                 await tx.write_counts()
+                if news:
+                    await tell_others(connection, news, sender=self.session)
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.
@@ -303,6 +311,8 @@ class Committer:
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
             if not (applied and await self._was_committed(batch_id)):
                 raise
+        if news:
+            self.on_news(news)
         return [answers[entry] for entry in batch]
 
     async def _was_committed(self, batch_id: str) -> bool:

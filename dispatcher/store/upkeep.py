@@ -34,7 +34,8 @@ PART = 1_000
 
 async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
     """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
-    await end_late_sessions(tx.connection, tx.now, but=tx.session)
+    # Whoever died may also have known of work in memory that hangs on no lease.
+    tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
     freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
     return [freed, *(0 for _ in items[1:])]
 
