@@ -44,6 +44,7 @@ from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry, load_processors
 from dispatcher.store import Store
+from dispatcher.store.news import News
 
 log = structlog.get_logger(__name__)
 
@@ -95,15 +96,12 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
                 accounts=accounts,
                 sender=sender,
             )
-        elsewhere = Elsewhere()
         services = Services(
             settings=settings,
             installation=installation,
             store=store,
             registry=registry,
-            engine=elsewhere if work is None else work.engine,
-            chores=elsewhere if work is None else work.chores,
-            tasks=elsewhere if work is None else work.tasks,
+            engine=Elsewhere() if work is None else work.engine,
             accounts=accounts,
             auth=Authenticator(installation),
             reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
@@ -149,23 +147,19 @@ def _work(
     accounts: AccountCache,
     sender: Sender,
 ) -> Work:
-    engine = Engine(
-        store,
-        sender,
-        accounts,
-        settings,
-        heartbeat,
-        alone=alone,
-        on_moves=lambda: chores.wake(),  # noqa: PLW0108 - it does not exist yet
-    )
-    chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
-    tasks = TaskEngine(store, registry, settings, on_result=engine.wake)
+    engine = Engine(store, sender, accounts, settings, heartbeat, alone=alone)
+    chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source)
+    tasks = TaskEngine(store, registry, settings)
 
-    def on_freed() -> None:
-        engine.scan_soon()
-        tasks.wake()
+    def hear(news: News) -> None:
+        engine.hear(news)
+        if news.tasks:
+            tasks.wake()
+        if news.chores:
+            chores.wake()
 
-    return Work(engine=engine, tasks=tasks, chores=chores, maintenance=Maintenance(store, settings, on_freed=on_freed))
+    store.on_news(hear)
+    return Work(engine=engine, tasks=tasks, chores=chores, maintenance=Maintenance(store, settings))
 
 
 @asynccontextmanager

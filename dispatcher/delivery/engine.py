@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -31,6 +31,7 @@ from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
 from dispatcher.store.leasing import MAX_LANES_PER_CLAIM
+from dispatcher.store.news import News
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
 
@@ -71,11 +72,8 @@ class Engine:
         heartbeat: Heartbeat,
         *,
         alone: bool,
-        on_moves: Callable[[], None],
     ) -> None:
         self._store = store
-        #: told when the deliveries of a subscription are to be held or released
-        self._on_moves = on_moves
         self._sender = sender
         self._accounts = accounts
         self._settings = settings
@@ -139,6 +137,9 @@ class Engine:
             # Cut off in the middle of a request: the next process must know that it may have arrived.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.interrupt(sorted(self._known))
+        with contextlib.suppress(StoreUnavailable):
+            # What waits for us in lanes that only we were at, others find.
+            await self._store.leave()
 
     # Hand-off from intake
 
@@ -163,12 +164,17 @@ class Engine:
         """Tell that so many deliveries were committed that are not handed off: leasing has to keep up with them."""
         self._governor.expect(count)
 
-    def scan_soon(self) -> None:
-        """Tell that there may be work in the database that no hint told of."""
-        self._scan_wanted.set()
+    def hear(self, news: News) -> None:
+        """Learn what a commit, of this process or another, left to be sent."""
+        for lane in news.lanes:
+            self._wake_for(lane)
+        for key, seconds in news.pauses.items():
+            self._pause(self._lanes.get(key), seconds)
+        if news.more:
+            self._scan_wanted.set()
 
-    def wake(self, lane: str, delay: float = 0.0) -> None:
-        """Tell that a lane has work in the database, due in `delay` seconds."""
+    def _wake_for(self, lane: str, delay: float = 0.0) -> None:
+        """A lane has work in the database, due in `delay` seconds."""
         self._agenda.note(lane, _now() + delay)
         self._wake.set()
 
@@ -283,7 +289,7 @@ class Engine:
         try:
             report = await self._send(turn)
             self._learn(turn.lane, report)
-            self._settler.add(turn.lane, report)
+            self._settler.add(report)
         except _NotNowError as exc:
             self._reconsider(turn.lane, _now())
             self._spawn(self._give_back([turn.delivery], delay=exc.delay))
@@ -339,10 +345,10 @@ class Engine:
             self._lanes.refresh(lane, now)
         self._reconsider(lane, now)
 
-    def _on_settled(self, lane: Lane, report: Report, settled: Settled | None) -> None:
+    def _on_settled(self, report: Report, settled: Settled | None) -> None:
         self._known.discard(report.delivery_id)
         if settled is not None:
-            self._plan(lane, settled)
+            self._plan(settled)
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
@@ -353,18 +359,18 @@ class Engine:
         elif self._starved:
             self._wake.set()
 
-    def _plan(self, lane: Lane, settled: Settled) -> None:
-        now = _now()
-        if settled.pause is not None:
-            lane.quiet_until = max(lane.quiet_until, now + settled.pause)
-            self._hush(lane, settled.pause)
-            self._reconsider(lane, now)
+    def _plan(self, settled: Settled) -> None:
         if settled.delay is not None:
-            self.wake(settled.lane, settled.delay)
+            self._wake_for(settled.lane, settled.delay)
         if settled.promoted:
-            self.wake(settled.lane)
-        if settled.moves:
-            self._on_moves()
+            self._wake_for(settled.lane)
+
+    def _pause(self, lane: Lane, seconds: float) -> None:
+        """An endpoint has asked to be left alone."""
+        now = _now()
+        lane.quiet_until = max(lane.quiet_until, now + seconds)
+        self._hush(lane, seconds)
+        self._reconsider(lane, now)
 
     def _hush(self, lane: Lane, seconds: float) -> None:
         """A lane is quiet for a while: look at it again then, and hold no leases for it too long."""
@@ -435,7 +441,6 @@ class Engine:
         if stray:
             log.error("stray_leases", count=len(stray))
             await self._store.interrupt(sorted(stray))
-            await self._find_lanes()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._scan_interval):
                 await self._scan_wanted.wait()
@@ -447,7 +452,7 @@ class Engine:
         while True:
             found = await self._store.due_lanes(after=after, limit=SCAN_PAGE)
             for lane, delay in found.items():
-                self.wake(lane, delay)
+                self._wake_for(lane, delay)
             if len(found) < SCAN_PAGE:
                 return
             after = max(found)

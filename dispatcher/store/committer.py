@@ -7,10 +7,10 @@ answer always means "on disk". A caller that goes away cancels nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -21,8 +21,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
-from dispatcher.store import sessions
+from dispatcher.store import ledger, sessions
 from dispatcher.store.database import Database
+from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
 
 log = structlog.get_logger(__name__)
@@ -57,10 +58,31 @@ class Transaction:
     clock: float
     #: the session that this process's leases hang on
     session: str
+    #: deliveries that it accepts and ends, by account and state; the ledger gets them right before COMMIT
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: what it leaves to be done
+    news: News = field(default_factory=News)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
         return await run(self.connection, *steps)
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """A part of it that is undone by itself where an exception leaves the block; so are its counts."""
+        before = self.counts.copy()
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            self.counts.clear()
+            self.counts.update(before)
+            raise
+
+    async def write_counts(self) -> None:
+        """Add what was counted to the ledger: the last thing that is done in it."""
+        if self.counts:
+            await self.run(ledger.counting(self.counts, session=self.session))
 
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
@@ -110,6 +132,8 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
+        #: told what each commit leaves to be done
+        self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
         self._urgent: deque[_Entry] = deque()
         self._patient: deque[_Entry] = deque()
@@ -266,16 +290,20 @@ class Committer:
         """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""
         batch_id = new_id()
         answers: dict[_Entry, Any] = {}
+        news = News()
         applied = False
         try:
             async with self._database.write(await self._connection()) as connection:
                 now = await sessions.mark_batch(connection, self.session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
+                await tx.write_counts()
+                if news:
+                    await tell_others(connection, news, sender=self.session)
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.
@@ -283,6 +311,8 @@ class Committer:
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
             if not (applied and await self._was_committed(batch_id)):
                 raise
+        if news:
+            self.on_news(news)
         return [answers[entry] for entry in batch]
 
     async def _was_committed(self, batch_id: str) -> bool:
