@@ -28,13 +28,14 @@ PROCESSORS = ("--processors", "tests.support.processors")
 
 
 @contextmanager
-def database() -> Iterator[str]:
+def database() -> Iterator[tuple[postgres.Cluster, str]]:
+    """A database, and where it is."""
     lacks = postgres.lacking()
     if lacks is not None:
         missing(lacks)
     cluster = postgres.shared()
     name = cluster.take()
-    yield cluster.url(name)
+    yield cluster, name
     cluster.give_back(name)
 
 
@@ -58,10 +59,18 @@ def workers(client: httpx.Client, role: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def theirs() -> Iterator[tuple[postgres.Cluster, str]]:
+    """The database of the API and its workers."""
+    with database() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, theirs: tuple[postgres.Cluster, str]) -> Iterator[Server]:
     """An API alone, with processors whose tasks it accepts."""
+    cluster, name = theirs
     data_dir, options = tmp_path_factory.mktemp("api") / "data", ("--role", "api", *PROCESSORS)
-    with database() as url, Server(data_dir, settings=FAST, options=options, database_url=url) as running:
+    with Server(data_dir, settings=FAST, options=options, database_url=cluster.url(name)) as running:
         yield running
 
 
@@ -114,6 +123,18 @@ def test_what_a_killed_worker_had_in_hand_another_delivers(api: Server) -> None:
         assert {request.target for request in receiver.received} == {f"/{number}" for number in range(posted)}
 
 
+def test_an_api_whose_session_was_ended_goes_on(api: Server, theirs: tuple[postgres.Cluster, str]) -> None:
+    cluster, name = theirs
+    with api.client() as client:
+        [before] = workers(client, "api")
+        # As a worker does when the API has not been heard of for too long.
+        cluster.execute("DELETE FROM sessions WHERE role = 'api'", database=name)
+        event = {"type": "nobody.wants", "payload": 1}
+        until(lambda: client.post("/events", json=event).status_code == 202)
+        [after] = workers(client, "api")
+        assert (after["pid"], after["id"] != before["id"]) == (before["pid"], True)
+
+
 def test_the_registry_lists_every_process(api: Server) -> None:
     with api.client() as client, api.worker() as worker:
         assert api.process is not None
@@ -155,8 +176,8 @@ def test_several_processes_need_postgresql(tmp_path: Path, arguments: tuple[str,
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two servers on one port, and their parent."""
     data_dir = tmp_path_factory.mktemp("several") / "data"
-    with database() as url:
-        server = Server(data_dir, settings=FAST, options=("--workers", "2"), database_url=url)
+    with database() as (cluster, name):
+        server = Server(data_dir, settings=FAST, options=("--workers", "2"), database_url=cluster.url(name))
         yield server
         if server.running:
             server.stop()
@@ -240,11 +261,11 @@ def test_without_their_parent_they_stop(several: Server) -> None:
 
 
 def test_where_one_cannot_start_none_runs(tmp_path: Path) -> None:
-    with database() as url:
+    with database() as (cluster, name):
         done = forking.run(
             *("serve", "--workers", "2", "--port", "0", "--data-dir", str(tmp_path / "data")),
             *("--processors", "no_such_module"),
-            env=os.environ | {"DATABASE_URL": url},
+            env=os.environ | {"DATABASE_URL": cluster.url(name)},
         )
         assert (done.returncode, done.stdout) == (1, "")
         assert "there is no module no_such_module" in done.stderr
