@@ -6,7 +6,7 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
@@ -31,6 +31,7 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.hearing import Ear, look_around
 from dispatcher.installation import Installation, open_installation, sole_server
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
@@ -126,6 +127,7 @@ async def _running(services: Services) -> AsyncIterator[None]:
             services.chores.wake()
 
     services.store.on_news(hear)
+    hearing = asyncio.create_task(_hear_others(services, hear), name="hearing")
     maintenance = Maintenance(services.store, services.settings)
     # What dead processes left is freed before anything else happens.
     await maintenance.start()
@@ -140,6 +142,19 @@ async def _running(services: Services) -> AsyncIterator[None]:
         # Both stop taking work at once, and share the time that is left for what is under way.
         await asyncio.gather(services.tasks.stop(grace), services.engine.stop(grace))
         await maintenance.stop()
+        hearing.cancel()
+        await asyncio.gather(hearing, return_exceptions=True)
+
+
+async def _hear_others(services: Services, hear: Callable[[News], None]) -> None:
+    """Hear what other processes leave to be done, where there can be any."""
+    settings = services.settings
+    if settings.database_url is None:
+        return
+    if settings.listen_url is None and settings.pgbouncer:
+        await look_around(hear)
+    ear = Ear(settings.listen_url or settings.database_url, session=lambda: services.store.session, hear=hear)
+    await ear.listen()
 
 
 class _Server(uvicorn.Server):
