@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
+from dispatcher.config import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.store import postgresql
 from dispatcher.store.news import CHANNEL, News, decoded
 
 log = structlog.get_logger(__name__)
 
+#: under which name the server shows the connection
+NAME = f"{postgresql.APPLICATION} hearing"
 #: seconds between two looks whether the connection is alive, and for which an answer is waited for
 KEEPALIVE = 10.0
 ANSWER_WITHIN = 5.0
@@ -36,7 +39,7 @@ class Ear:
 
     def __init__(self, url: str, *, session: Callable[[], str], hear: Callable[[News], None]) -> None:
         """Raises ConfigError when the URL cannot be used."""
-        self._connect = postgresql.connector(url)
+        self._connect = postgresql.connector(url, name=NAME)
         self._session = session
         self._hear = hear
         self._gathered = News()
@@ -106,7 +109,30 @@ class Ear:
             log.warning("hearing_lost", reason=reason, meanwhile="looks around for work instead")
 
 
-async def look_around(hear: Callable[[News], None]) -> None:
+@contextlib.asynccontextmanager
+async def hearing(
+    settings: Settings, *, session: Callable[[], str], hear: Callable[[News], None]
+) -> AsyncIterator[None]:
+    """Hear what other processes leave to be done, as long as the block runs, where there can be others.
+
+    Raises ConfigError when the URL cannot be used.
+    """
+    if settings.database_url is None:
+        yield
+        return
+    if settings.pgbouncer and settings.listen_url is None:
+        listening = _look_around(hear)
+    else:
+        listening = Ear(settings.listen_url or settings.database_url, session=session, hear=hear).listen()
+    task = asyncio.create_task(listening, name="hearing")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _look_around(hear: Callable[[News], None]) -> None:
     """Where nothing can be heard: look around again and again."""
     log.warning("hearing_nothing", advice="set listen_url to a URL that does not lead through PgBouncer")
     while True:

@@ -7,9 +7,9 @@ answer always means "on disk". A caller that goes away cancels nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
-from dispatcher.store import sessions
+from dispatcher.store import ledger, sessions
 from dispatcher.store.database import Database
 from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
@@ -60,10 +60,29 @@ class Transaction:
     session: str
     #: what it leaves to be done
     news: News = field(default_factory=News)
+    #: deliveries that it accepts and ends, by account and state; the ledger gets them right before COMMIT
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
         return await run(self.connection, *steps)
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """A part of it that is undone by itself where an exception leaves the block; so are its counts."""
+        before = self.counts.copy()
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            self.counts.clear()
+            self.counts.update(before)
+            raise
+
+    async def write_counts(self) -> None:
+        """Add what was counted to the ledger: the last thing that is done in it."""
+        if self.counts:
+            await self.run(ledger.counting(self.counts, session=self.session))
 
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
@@ -282,6 +301,7 @@ class Committer:
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
+                await tx.write_counts()
                 if news:
                     await tell_others(connection, news, sender=self.session)
                 applied = True

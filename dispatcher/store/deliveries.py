@@ -122,7 +122,7 @@ async def end(tx: Transaction, rows: Sequence[Moving | sa.Row[Any]], state: Deli
     )
     held = Counter(str(row.subscription_id) for row in rows if row.state == DeliveryState.HELD)
     await count_held(tx, {id_: -number for id_, number in held.items()})
-    await ledger.count(tx, Counter((row.account, state) for row in rows))
+    tx.counts.update((row.account, state) for row in rows)
     tx.news.lanes |= await ordering.promote(tx, ordering.groups_of(rows))
 
 
@@ -229,5 +229,5 @@ async def insert_redelivery(tx: Transaction, row: sa.RowMapping, *, delivery_id:
         )
     )
     await tx.connection.execute(sa.update(tasks).where(tasks.c.id == row["source_id"]).values(delivery_id=delivery_id))
-    await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))
+    tx.counts[row["account"], ledger.ACCEPTED] += 1
     tx.news.lanes.add(lane)

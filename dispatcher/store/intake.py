@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -144,5 +143,5 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
             ],
         ),
         (_BODY, [row.body for row in rows]),
-        ledger.counting(tx, Counter((row.account, ledger.ACCEPTED) for row in rows)),
     )
+    tx.counts.update((row.account, ledger.ACCEPTED) for row in rows)

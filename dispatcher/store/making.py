@@ -173,12 +173,12 @@ class _Batch:
         """Store them, and count them."""
         if not self._rows:
             return
-        counts: Counter[tuple[str, str]] = Counter()
+        await self._tx.run((_DELIVERY, [_values(row) for row in self._rows]))
+        counts = self._tx.counts
         for row in self._rows:
             counts[row["account"], ledger.ACCEPTED] += 1
             if row["finished_at"] is not None:
                 counts[row["account"], row["state"]] += 1
-        await self._tx.run((_DELIVERY, [_values(row) for row in self._rows]), ledger.counting(self._tx, counts))
         await count_held(self._tx, self._held)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +137,7 @@ async def _to_subscription(tx: Transaction, row: sa.RowMapping) -> Problem | Red
         )
     )
     await delivery_store.count_held(tx, {row["subscription_id"]: int(held)})
-    await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))
+    tx.counts[row["account"], ledger.ACCEPTED] += 1
     if ordered:
         tx.news.lanes |= await ordering.promote(tx, {(row["lane"], row["order_key"])})
     elif not held:

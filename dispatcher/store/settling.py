@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from dispatcher import retry
 from dispatcher.errors import LeaseLost
 from dispatcher.models import TERMINAL_STATES, DeliveryKind, DeliveryState, Mark, Outcome
-from dispatcher.store import endpoints, holding, ledger, ordering
+from dispatcher.store import endpoints, holding, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import Leased, cancel_reason, count_held, lane_after, leased_rows, wiping
 from dispatcher.store.notices import NoticeType
@@ -283,7 +283,6 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
     # Most of a batch end alike; those that do are written by one execution.
     alike: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
     to_wipe: set[str] = set()
-    ended: Counter[tuple[str, str]] = Counter()
     held: Counter[str] = Counter()
     for one in outcomes:
         row, state = one.row, one.decision.state
@@ -293,14 +292,13 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
         if row.subscription_id is None and state in _WIPING_STATES:
             to_wipe.add(row.source_id)
         if state in TERMINAL_STATES:
-            ended[row.account, state] += 1
+            tx.counts[row.account, state] += 1
         elif state is DeliveryState.HELD and row.subscription_id is not None:
             held[row.subscription_id] += 1
     await tx.run(
         (_ATTEMPT, attempt_rows),
         (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
         wiping(to_wipe),
-        ledger.counting(tx, ended),
     )
     await count_held(tx, held)
 

@@ -52,7 +52,7 @@ async def apply(tx: Transaction, changes: Sequence[Change]) -> list[Any]:
     results: list[Any] = []
     for change in changes:
         try:
-            async with tx.connection.begin_nested():
+            async with tx.part():
                 results.append(await change(tx))
         except Problem as problem:
             results.append(problem)

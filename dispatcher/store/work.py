@@ -7,7 +7,6 @@ those of processors elsewhere on a time.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from dispatcher.errors import LeaseLost
 from dispatcher.models import BodyMode, DeliveryState, TaskState, lane_of
 from dispatcher.retry import suspicion_delay
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
 from dispatcher.store.sessions import is_over
@@ -280,4 +278,4 @@ async def end_without_result(
         .values(state=delivery_state, reason=reason, due_at=None, finished_at=tx.now)
         .returning(deliveries.c.account)
     )
-    await ledger.count(tx, Counter((account, delivery_state) for account in ended.scalars()))
+    tx.counts.update((account, delivery_state) for account in ended.scalars())

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from dispatcher.errors import LeaseLost, Problem
 from dispatcher.models import DeliveryKind, DeliveryState, Outcome
 from dispatcher.store import Store, holding, making, queries, subscribing, upkeep
+from dispatcher.store.committer import Transaction
 from dispatcher.store.records import LeasedDelivery, Settled
 from dispatcher.store.tables import deliveries, notices, subscriptions
 from subscriptions.health import MIN_FAILURES, DisableOn
@@ -842,3 +843,16 @@ class TestNotices:
         [one] = await lease(store, lane=lane_of_subscription(id_, "other"))
         await refuse(store, one)
         assert await self.told(store, operational) == []
+
+
+async def test_what_a_refused_change_counted_is_not_counted(store: Store) -> None:
+    id_ = await subscribe(store)
+
+    async def change(tx: Transaction) -> None:
+        await subscribing.ping(tx, who(store), id_)
+        raise Problem("conflict", "not so")
+
+    with pytest.raises(Problem, match="not so"):
+        await store._change(change)
+    await store.ping_subscription(who(store), id_)
+    assert await reconciled(store) == {"accepted": 1, "pending": 1}
