@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     #: connections to PostgreSQL that this process holds at most
     database_connections: int = Field(default=8, ge=2)
+    #: the same database, by a URL that leads to the server itself, to hear what other processes leave to be done;
+    #: for where `database_url` leads through PgBouncer
+    listen_url: str | None = None
     #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement stays prepared
     pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start

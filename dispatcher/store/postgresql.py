@@ -52,12 +52,12 @@ def is_meant(url: str) -> bool:
     return url.partition("://")[0].partition("+")[0] in {"postgresql", "postgres"}
 
 
-def connector(url: str, *, pgbouncer: bool = False) -> Connect:
+def connector(url: str, *, pgbouncer: bool = False, name: str = APPLICATION) -> Connect:
     """What makes connections to a URL. Raises ConfigError if it is not valid; the connector raises StoreUnavailable."""
     # Only now: it takes its time to load, and SQLite is used without it.
     import asyncpg  # noqa: PLC0415
 
-    dsn, options = _read(url)
+    dsn, options = _read(url, name)
     if pgbouncer:
         # A prepared statement belongs to one connection of the server, and the next transaction may get another.
         options["statement_cache_size"] = 0
@@ -73,7 +73,7 @@ def connector(url: str, *, pgbouncer: bool = False) -> Connect:
     return connect
 
 
-def _read(url: str) -> tuple[str, dict[str, Any]]:
+def _read(url: str, name: str) -> tuple[str, dict[str, Any]]:
     """The URL as asyncpg takes it, and further options of its `connect`."""
     try:
         parts = urlsplit(url)
@@ -82,7 +82,7 @@ def _read(url: str) -> tuple[str, dict[str, Any]]:
     except ValueError:
         raise ConfigError("DATABASE_URL is not a valid URL") from None
     query = {name: value for name, value in given.items() if name not in _LIBPQ_ONLY}
-    query.setdefault("application_name", APPLICATION)
+    query.setdefault("application_name", name)
     # Not `urlunsplit`: a URL without a host, as for a socket, would lose its slashes.
     dsn = f"postgresql://{parts.netloc}{parts.path}?{urlencode(query)}"
     return dsn, {"timeout": timeout}
