@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     #: connections to PostgreSQL that this process holds at most
     database_connections: int = Field(default=8, ge=2)
+    #: how long PostgreSQL may take for one statement before its connection is given up, seconds
+    database_timeout: float = Field(default=30.0, ge=1, le=3600)
     #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement stays prepared
     pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start
