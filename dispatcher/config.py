@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     #: the same database, by a URL that leads to the server itself, to hear what other processes leave to be done;
     #: for where `database_url` leads through PgBouncer
     listen_url: str | None = None
+    #: how long PostgreSQL may take for one statement before its connection is given up, seconds
+    database_timeout: float = Field(default=30.0, ge=1, le=3600)
     #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement stays prepared
     pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start

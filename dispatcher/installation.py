@@ -65,6 +65,7 @@ async def open_installation(settings: Settings) -> Installation:
                 settings.database_url or embedded_url(data_dir),
                 connections=settings.database_connections,
                 pgbouncer=settings.pgbouncer,
+                timeout=settings.database_timeout,
             )
             if embedded:
                 _restrict(data_dir / "dispatcher.db")

@@ -152,6 +152,11 @@ class Cluster:
         """The URL of a database, as an operator would set it."""
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.folder), safe='')}"
 
+    @property
+    def socket(self) -> Path:
+        """What it listens on."""
+        return self.folder / ".s.PGSQL.5432"
+
     def create(self, *, template: str = "template0") -> str:
         """A new database; its name."""
         name = f"test{next(self._names)}"
