@@ -14,7 +14,6 @@ import site
 import subprocess
 import sys
 import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,9 @@ def test_for_a_package_that_is_not_there_there_is_no_part() -> None:
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
-    copied = {name for kind, said in steps(0) if kind == "COPY" for name in said.split()[:-1]}
-    assert copied == kept
-    assert all((ROOT / name).exists() for name in copied)
+    taken = {name for kind, said in steps(0) if kind == "COPY" for name in said.split()[:-1]}
+    assert taken == kept
+    assert all((ROOT / name).exists() for name in taken)
 
 
 def test_it_runs_as_nobody_in_particular_and_hears_signals() -> None:
@@ -122,17 +121,22 @@ def test_it_runs_as_nobody_in_particular_and_hears_signals() -> None:
     assert image.healthcheck == services["api"].healthcheck
 
 
-def test_the_wheel_that_it_installs_works(tmp_path: Path) -> None:
-    source, opt = tmp_path / "src", tmp_path / "opt"
-    source.mkdir()
+def copied(said: str, source: Path) -> None:
+    """Follow one COPY."""
+    *names, target = said.split()
+    for name in names:
+        into = source / (Path(name).name if target == "./" else target)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, into, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, into)
+
+
+def built(source: Path, opt: Path) -> None:
+    """Follow the stage that builds, with a folder in place of /opt."""
     for kind, said in steps(0):
         if kind == "COPY":
-            *names, target = said.split()
-            for name in names:
-                into = source / (Path(name).name if target == "./" else target)
-                ignored = shutil.ignore_patterns("__pycache__")
-                (shutil.copytree(ROOT / name, into, ignore=ignored) if (ROOT / name).is_dir()
-                 else shutil.copy(ROOT / name, into))  # fmt: skip
+            copied(said, source)
         elif kind == "RUN" and "--require-hashes" in said:
             # In place of the index: what is installed for the tests, which is the same lock's; pip, too.
             (opt / "build/bin/pip").symlink_to(Path(sys.executable).with_name("pip"))
@@ -140,29 +144,34 @@ def test_the_wheel_that_it_installs_works(tmp_path: Path) -> None:
             (packages / "tests.pth").write_text("\n".join(site.getsitepackages()))
         elif kind == "RUN":
             command = re.sub(r"\bpython -m venv (?:--without-pip )?", f"{sys.executable} -m venv --without-pip ", said)
-            command = command.replace("/opt/", f"{opt}/")
-            done = subprocess.run(
-                ["/bin/sh", "-ec", command], cwd=source, check=False, capture_output=True, text=True, timeout=120
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+            run("/bin/sh", "-ec", command.replace("/opt/", f"{opt}/"), within=source)
+
+
+def run(*command: str, within: Path) -> str:
+    """What a command prints; this checkout is not on its path."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    [wheel] = (source / "wheels").iterdir()
-    assert fnmatch(wheel.name, "webhook_dispatcher-*-py3-none-any.whl")
-    # The migrations, the pages and all that is no code are in it, too.
-    packages = subprocess.run(
-        [opt / "dispatcher/bin/python", "-c", "import dispatcher, subscriptions; print(dispatcher.__file__)"],
-        capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
-    ).stdout  # fmt: skip
-    assert packages.startswith(str(opt))
+    done = subprocess.run(
+        command, cwd=within, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def files_of(package: Path) -> set[str]:
+    return {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file() and file.suffix != ".pyc"}
+
+
+def test_the_wheel_that_it_installs_works(tmp_path: Path) -> None:
+    source, opt = tmp_path / "src", tmp_path / "opt"
+    source.mkdir()
+    built(source, opt)
+    # The migrations, the pages and all that is no code are installed, too.
+    [packages] = (opt / "dispatcher").glob("lib/python*/site-packages")
     for name in ("dispatcher", "subscriptions"):
-        ours = {str(file.relative_to(source)) for file in (source / name).rglob("*") if file.is_file()}
-        theirs = Path(packages).parents[1]
-        assert ours == {
-            str(file.relative_to(theirs))
-            for file in (theirs / name).rglob("*")
-            if file.is_file() and file.suffix != ".pyc"
-        }
-    command = [opt / "dispatcher/bin/dispatcher", "init", "--data-dir", tmp_path / "data"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
-    assert made.stdout.startswith("installation ready: ")
+        assert files_of(packages / name) == files_of(source / name)
+    # And that is what runs.
+    python = str(opt / "dispatcher/bin/python")
+    assert run(python, "-c", "import dispatcher; print(dispatcher.__file__)", within=tmp_path).startswith(str(opt))
+    made = run(str(opt / "dispatcher/bin/dispatcher"), "init", "--data-dir", "data", within=tmp_path)
+    assert made.startswith("installation ready: ")
     assert {"dispatcher.db", "keyring.json"} <= {file.name for file in (tmp_path / "data").iterdir()}
