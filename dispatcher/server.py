@@ -34,6 +34,7 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.hearing import hearing
 from dispatcher.heartbeat import Heartbeat
 from dispatcher.http_server import HttpServer
 from dispatcher.installation import Installation, open_installation, sole_server
@@ -53,10 +54,19 @@ log = structlog.get_logger(__name__)
 class Work:
     """What works on what was accepted."""
 
+    store: Store
     engine: Engine
     tasks: TaskEngine
     chores: Chores
     maintenance: Maintenance
+
+    def hear(self, news: News) -> None:
+        """Take up what a commit, of this process or another, left to be done."""
+        self.engine.hear(news)
+        if news.tasks:
+            self.tasks.wake()
+        if news.chores:
+            self.chores.wake()
 
 
 async def serve(settings: Settings, leash: Leash | None = None) -> None:
@@ -89,7 +99,6 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
             sender = await stack.enter_async_context(_sender(settings, installation, policy))
             work = _work(
                 settings=settings,
-                alone=installation.embedded,
                 store=store,
                 heartbeat=heartbeat,
                 registry=registry,
@@ -116,7 +125,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
 
         create = create_app if settings.takes_requests else create_worker_app
         server = HttpServer(
-            create(services, lambda _app: _running(heartbeat, work, grace=settings.grace)),
+            create(services, lambda _app: _running(heartbeat, work, settings)),
             grace=settings.grace,
             on_ready=on_ready,
         )
@@ -140,26 +149,19 @@ def _check_role(settings: Settings) -> None:
 def _work(
     *,
     settings: Settings,
-    alone: bool,
     store: Store,
     heartbeat: Heartbeat,
     registry: Registry,
     accounts: AccountCache,
     sender: Sender,
 ) -> Work:
-    engine = Engine(store, sender, accounts, settings, heartbeat, alone=alone)
-    chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source)
-    tasks = TaskEngine(store, registry, settings)
-
-    def hear(news: News) -> None:
-        engine.hear(news)
-        if news.tasks:
-            tasks.wake()
-        if news.chores:
-            chores.wake()
-
-    store.on_news(hear)
-    return Work(engine=engine, tasks=tasks, chores=chores, maintenance=Maintenance(store, settings))
+    return Work(
+        store=store,
+        engine=Engine(store, sender, accounts, settings, heartbeat),
+        tasks=TaskEngine(store, registry, settings),
+        chores=Chores(store, release_rate=settings.release_rate, source=settings.event_source),
+        maintenance=Maintenance(store, settings),
+    )
 
 
 @asynccontextmanager
@@ -199,14 +201,14 @@ def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
 
 
 @asynccontextmanager
-async def _running(heartbeat: Heartbeat, work: Work | None, *, grace: float) -> AsyncIterator[None]:
+async def _running(heartbeat: Heartbeat, work: Work | None, settings: Settings) -> AsyncIterator[None]:
     """What runs behind the routes."""
     await heartbeat.start()
     try:
         if work is None:
             yield
         else:
-            async with _working(work, grace=grace):
+            async with _working(work, settings):
                 yield
     finally:
         # What is in flight when we are told to stop still hangs on the session.
@@ -214,14 +216,17 @@ async def _running(heartbeat: Heartbeat, work: Work | None, *, grace: float) -> 
 
 
 @asynccontextmanager
-async def _working(work: Work, *, grace: float) -> AsyncIterator[None]:
+async def _working(work: Work, settings: Settings) -> AsyncIterator[None]:
+    grace = settings.grace
+    work.store.on_news(work.hear)
     # What dead processes left is freed before anything else happens.
     await work.maintenance.start()
     await work.engine.start()
     work.tasks.start()
     work.chores.start()
     try:
-        yield
+        async with hearing(settings, session=lambda: work.store.session, hear=work.hear):
+            yield
     finally:
         await work.chores.stop()
         # Both stop taking work at once, and share the time that is left for what is under way.

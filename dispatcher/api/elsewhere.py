@@ -1,4 +1,4 @@
-"""Where an API works alone: other processes deliver, and find in the database what is to be done."""
+"""Where an API works alone: other processes deliver, and hear from each commit what is to be done."""
 
 from __future__ import annotations
 

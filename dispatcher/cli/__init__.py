@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serving",
     "worker": "working",
     "workers": "workers",
+    "init": "installing",
     "token": "tokens",
     "keyring": "keyring",
     "subscriptions": "subscriptions",

@@ -49,9 +49,8 @@ MIN_TIMER = 0.001
 UNREADABLE_DELAY = 300.0
 #: seconds in which no answer can have come from elsewhere
 QUICK = 0.001
-#: seconds between scans for work that no hint told of: alone, and where others accept work, too
+#: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
-SHARED_SCAN_INTERVAL = 2.0
 #: seconds between scans at least
 SCAN_PAUSE = 1.0
 #: lanes read by one step of a scan
@@ -70,8 +69,6 @@ class Engine:
         accounts: AccountCache,
         settings: Settings,
         heartbeat: Heartbeat,
-        *,
-        alone: bool,
     ) -> None:
         self._store = store
         self._sender = sender
@@ -79,7 +76,6 @@ class Engine:
         self._settings = settings
         self._heartbeat = heartbeat
         heartbeat.tell(on_beat=self._go_on, on_over=self._drop_all)
-        self._scan_interval = SCAN_INTERVAL if alone else SHARED_SCAN_INTERVAL
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
             max_bytes=settings.queue_bytes,
@@ -442,7 +438,7 @@ class Engine:
             log.error("stray_leases", count=len(stray))
             await self._store.interrupt(sorted(stray))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._scan_interval):
+            async with asyncio.timeout(SCAN_INTERVAL):
                 await self._scan_wanted.wait()
                 # Hints come in swarms; one scan serves them all.
                 await asyncio.sleep(SCAN_PAUSE)

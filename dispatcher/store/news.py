@@ -45,6 +45,19 @@ class News:
     #: more than is named here: whoever hears of it looks around
     more: bool = False
 
+    @classmethod
+    def of_anything(cls) -> News:
+        """There may be anything to do."""
+        return cls(tasks=True, chores=True, more=True)
+
+    def add(self, other: News) -> None:
+        """Have this, too."""
+        self.lanes |= other.lanes
+        self.pauses |= other.pauses
+        self.tasks |= other.tasks
+        self.chores |= other.chores
+        self.more |= other.more
+
     def __bool__(self) -> bool:
         return bool(self.lanes or self.pauses or self.tasks or self.chores or self.more)
 
@@ -79,7 +92,7 @@ def decoded(text: str) -> tuple[str, News]:
     try:
         said = _decode(text)
     except msgspec.DecodeError:
-        return "", News(tasks=True, chores=True, more=True)
+        return "", News.of_anything()
     lanes = {f"{account} {rest}" for account, rests in said.lanes.items() for rest in rests}
     return said.by, News(lanes=lanes, pauses=said.pauses, tasks=said.tasks, chores=said.chores, more=said.more)
 

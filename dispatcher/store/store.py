@@ -106,6 +106,11 @@ class Store:
             self.database, ttl=self._session_ttl, alone=False, role=self._role
         )
 
+    @property
+    def session(self) -> str:
+        """The session that this process's leases hang on."""
+        return self._committer.session
+
     def on_news(self, hear: Callable[[News], None]) -> None:
         """Have this called with what each commit of this process leaves to be done."""
         self._committer.on_news = hear
@@ -460,5 +465,5 @@ class Store:
 
 
 async def _leave(tx: Transaction, items: Sequence[None]) -> list[None]:
-    tx.news.more = tx.news.tasks = tx.news.chores = True
+    tx.news.add(News.of_anything())
     return [None for _ in items]

@@ -299,15 +299,7 @@ async def publish(store: Store, *events: NewEvent, hand_off: bool = False) -> Pu
 def heard(store: Store) -> Iterator[News]:
     """What the commits of the block leave to be done, gathered."""
     gathered = News()
-
-    def hear(news: News) -> None:
-        gathered.lanes |= news.lanes
-        gathered.pauses |= news.pauses
-        gathered.tasks |= news.tasks
-        gathered.chores |= news.chores
-        gathered.more |= news.more
-
-    store.on_news(hear)
+    store.on_news(gathered.add)
     yield gathered
     store.on_news(lambda _news: None)
 
