@@ -31,6 +31,8 @@ MAX_RETRY_DELAY = 7 * 24 * 3600
 MAX_RETRIES = 50
 #: longest time that one try at a task may be given, seconds
 MAX_TASK_TIMEOUT = 24 * 3600
+#: where a worker listens, if nothing else is said
+WORKER_PORT = 8081
 #: how much of a lease must be left beyond a send's deadline for it to start, seconds
 LEASE_MARGIN = 5.0
 
@@ -45,9 +47,11 @@ class Settings(BaseSettings):
     )
 
     # Where it runs
+    #: what this process is for: `all`, `api` (it takes requests, workers do the rest) or `worker` (the rest)
+    role: Literal["all", "api", "worker"] = "all"
     #: address to listen on
     host: str = "127.0.0.1"
-    #: port to listen on; 0 picks a free one
+    #: port to listen on; 0 picks a free one. A worker's default is 8081
     port: int = Field(default=8080, ge=0, le=65535)
     #: directory of the embedded database, the keyring and the lock
     data_dir: Path = Path("dispatcher-data")
@@ -142,6 +146,12 @@ class Settings(BaseSettings):
     #: finished tasks, their bodies and attempts are deleted after this many days
     retention_days: float = Field(default=30.0, gt=0, le=36_500)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _port_of_a_worker(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Beside an API, on the same machine, that has its default.
+        return {"port": WORKER_PORT, **given} if given.get("role") == "worker" else given
+
     @field_validator(
         "processors",
         "allow_hosts",
@@ -175,6 +185,16 @@ class Settings(BaseSettings):
         if not all(0 < seconds <= MAX_TASK_TIMEOUT for seconds in value.values()):
             raise ValueError(f"give each type more than 0 and at most {MAX_TASK_TIMEOUT} seconds")
         return value
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether this process has the API."""
+        return self.role != "worker"
+
+    @property
+    def does_work(self) -> bool:
+        """Whether this process has the engines and what goes with them."""
+        return self.role != "api"
 
     @property
     def longest_send(self) -> float:

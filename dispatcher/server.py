@@ -1,22 +1,25 @@
-"""`dispatcher serve`: puts the parts together and runs them until told to stop."""
+"""`dispatcher serve` and `dispatcher worker`: puts the parts together and runs them until told to stop.
+
+A role leaves parts out. What is there is built in one way, whoever else works on the same database.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 
 from dispatcher import collector, tokens
 from dispatcher.account_cache import AccountCache
-from dispatcher.api.app import create_app
+from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
+from dispatcher.api.elsewhere import Elsewhere
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
 from dispatcher.chores import Chores
@@ -31,10 +34,12 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.heartbeat import Heartbeat
 from dispatcher.installation import Installation, open_installation, sole_server
+from dispatcher.listening import HttpServer, listen, url_of
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
-from dispatcher.processors.registry import load_processors
+from dispatcher.processors.registry import Registry, load_processors
 from dispatcher.store import Store
 from dispatcher.store import accounts as token_store
 
@@ -46,17 +51,28 @@ DEV_ACCOUNT = "dev"
 DEV_NOTE = "made by serve --dev"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What works on what was accepted."""
+
+    engine: Engine
+    tasks: TaskEngine
+    chores: Chores
+    maintenance: Maintenance
+
+
 async def serve(settings: Settings) -> None:
-    """Run the whole service until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+    """Run what the settings' role has, until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+    _check_role(settings)
     registry = load_processors(settings)
     _raise_file_limit()
     async with AsyncExitStack() as stack:
         stack.enter_context(sole_server(settings))
         installation = await open_installation(settings)
         stack.push_async_callback(installation.database.close)
-        if not settings.dev:
+        if settings.takes_requests and not settings.dev:
             await token_store.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        listener = stack.enter_context(listen(settings.host, settings.port))
         store = await Store.open(
             installation.database,
             installation.keyring,
@@ -64,37 +80,99 @@ async def serve(settings: Settings) -> None:
             alone=installation.embedded,
         )
         stack.push_async_callback(store.close)
+        heartbeat = Heartbeat(store, ttl=settings.session_ttl)
         policy = EgressPolicy.of(settings)
-        resolver = Resolver(nameservers=settings.nameservers)
-        stack.push_async_callback(resolver.aclose)
-        transport = _transport(settings, resolver, policy)
-        stack.push_async_callback(transport.aclose)
         accounts = AccountCache(store)
-        sender = Sender(
+        work: Work | None = None
+        if settings.does_work:
+            sender = await stack.enter_async_context(_sender(settings, installation, policy))
+            work = _work(
+                settings=settings,
+                alone=installation.embedded,
+                store=store,
+                heartbeat=heartbeat,
+                registry=registry,
+                accounts=accounts,
+                sender=sender,
+            )
+        elsewhere = Elsewhere()
+        services = Services(
+            settings=settings,
+            installation=installation,
+            store=store,
+            registry=registry,
+            engine=elsewhere if work is None else work.engine,
+            chores=elsewhere if work is None else work.chores,
+            tasks=elsewhere if work is None else work.tasks,
+            accounts=accounts,
+            auth=Authenticator(installation),
+            reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
+        )
+        create = create_app if settings.takes_requests else create_worker_app
+        server = HttpServer(
+            create(services, lambda _app: _running(heartbeat, work, grace=settings.grace)),
+            grace=settings.grace,
+            on_ready=lambda: _say_ready(settings, installation, listener),
+        )
+        await server.serve(sockets=[listener])
+        if server.has_failed:
+            raise DispatcherError("the service did not start or stop as it should; the log says why")
+
+
+def _check_role(settings: Settings) -> None:
+    if settings.role != "all" and settings.database_url is None:
+        raise ConfigError(
+            f"the role {settings.role} is for one of several processes, and those need PostgreSQL: set DATABASE_URL"
+        )
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _work(
+    *,
+    settings: Settings,
+    alone: bool,
+    store: Store,
+    heartbeat: Heartbeat,
+    registry: Registry,
+    accounts: AccountCache,
+    sender: Sender,
+) -> Work:
+    engine = Engine(
+        store,
+        sender,
+        accounts,
+        settings,
+        heartbeat,
+        alone=alone,
+        on_moves=lambda: chores.wake(),  # noqa: PLW0108 - it does not exist yet
+    )
+    chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
+    tasks = TaskEngine(store, registry, settings, on_result=engine.wake)
+
+    def on_freed() -> None:
+        engine.scan_soon()
+        tasks.wake()
+
+    return Work(engine=engine, tasks=tasks, chores=chores, maintenance=Maintenance(store, settings, on_freed=on_freed))
+
+
+@asynccontextmanager
+async def _sender(settings: Settings, installation: Installation, policy: EgressPolicy) -> AsyncIterator[Sender]:
+    resolver = Resolver(nameservers=settings.nameservers)
+    transport = _transport(settings, resolver, policy)
+    try:
+        yield Sender(
             transport,
             deadline=settings.send_timeout,
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
         )
-        engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
-        chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
-        services = Services(
-            settings=settings,
-            installation=installation,
-            store=store,
-            registry=registry,
-            engine=engine,
-            chores=chores,
-            tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
-            accounts=accounts,
-            auth=Authenticator(installation),
-            reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
-        )
-        server = _Server(services, listener)
-        await server.serve(sockets=[listener])
-        if not server.started or server.lifespan.should_exit:
-            raise DispatcherError("the service did not start or stop as it should; the log says why")
+    finally:
+        await transport.aclose()
+        await resolver.aclose()
 
 
 def _transport(settings: Settings, resolver: Resolver, policy: EgressPolicy) -> Transport:
@@ -113,75 +191,49 @@ def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
     )
 
 
+# --- life -------------------------------------------------------------------------------------------------
+
+
 @asynccontextmanager
-async def _running(services: Services) -> AsyncIterator[None]:
-    """What works behind the API: maintenance and both engines."""
+async def _running(heartbeat: Heartbeat, work: Work | None, *, grace: float) -> AsyncIterator[None]:
+    """What runs behind the routes."""
+    await heartbeat.start()
+    try:
+        if work is None:
+            yield
+        else:
+            async with _working(work, grace=grace):
+                yield
+    finally:
+        # What is in flight when we are told to stop still hangs on the session.
+        await heartbeat.stop()
 
-    def on_freed() -> None:
-        services.engine.scan_soon()
-        services.tasks.wake()
 
-    maintenance = Maintenance(services.store, services.settings, on_freed=on_freed)
+@asynccontextmanager
+async def _working(work: Work, *, grace: float) -> AsyncIterator[None]:
     # What dead processes left is freed before anything else happens.
-    await maintenance.start()
-    await services.engine.start()
-    services.tasks.start()
-    services.chores.start()
+    await work.maintenance.start()
+    await work.engine.start()
+    work.tasks.start()
+    work.chores.start()
     try:
         yield
     finally:
-        grace = services.settings.grace
-        await services.chores.stop()
+        await work.chores.stop()
         # Both stop taking work at once, and share the time that is left for what is under way.
-        await asyncio.gather(services.tasks.stop(grace), services.engine.stop(grace))
-        await maintenance.stop()
+        await asyncio.gather(work.tasks.stop(grace), work.engine.stop(grace))
+        await work.maintenance.stop()
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn, with our line on stdout once it takes requests."""
-
-    def __init__(self, services: Services, listener: socket.socket) -> None:
-        settings = services.settings
-        config = uvicorn.Config(
-            create_app(services, lambda _app: _running(services)),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # nothing here depends on who the caller seems to be
-            date_header=True,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
-        )
-        super().__init__(config)
-        self._services = services
-        self._listener = listener
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, and then end by ourselves; uvicorn's own would end the process half-way."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets=sockets)
-        if self.should_exit:
-            return
-        settings = self._services.settings
-        if settings.dev:
-            log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
-            print("token", await _dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
-        host, port = self._listener.getsockname()[:2]
-        collector.calm()
-        shown = f"[{host}]" if ":" in host else host
-        print(f"dispatcher ready on http://{shown}:{port}", flush=True)  # noqa: T201 - stdout's one line
+async def _say_ready(settings: Settings, installation: Installation, listener: socket.socket) -> None:
+    """Say on stdout that requests are taken, and how."""
+    if settings.dev:
+        log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
+        if settings.takes_requests:
+            print("token", await _dev_token(installation), flush=True)  # noqa: T201 - for the caller of --dev
+    collector.calm()
+    name = "dispatcher" if settings.takes_requests else "dispatcher worker"
+    print(f"{name} ready on {url_of(listener)}", flush=True)  # noqa: T201 - stdout's one line
 
 
 async def _dev_token(installation: Installation) -> str:
@@ -191,21 +243,8 @@ async def _dev_token(installation: Installation) -> str:
         scopes=tokens.SCOPES,
         actor="serve --dev",
         ttl=30 * 86_400,
-        note="made by serve --dev",
+        note=DEV_NOTE,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
-    return listener
 
 
 def _raise_file_limit() -> None:

@@ -13,6 +13,7 @@ from typer.main import get_command
 #: command -> module here, which has it as `app`
 COMMANDS = {
     "serve": "serving",
+    "worker": "working",
     "token": "tokens",
     "keyring": "keyring",
     "subscriptions": "subscriptions",

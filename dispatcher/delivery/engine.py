@@ -25,6 +25,7 @@ from dispatcher.delivery.patience import Patience
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.settler import Settler
 from dispatcher.errors import StoreUnavailable
+from dispatcher.heartbeat import Heartbeat
 from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
@@ -47,8 +48,9 @@ MIN_TIMER = 0.001
 UNREADABLE_DELAY = 300.0
 #: seconds in which no answer can have come from elsewhere
 QUICK = 0.001
-#: seconds between scans for work that no hint told of
+#: seconds between scans for work that no hint told of: alone, and where others accept work, too
 SCAN_INTERVAL = 60.0
+SHARED_SCAN_INTERVAL = 2.0
 #: seconds between scans at least
 SCAN_PAUSE = 1.0
 #: lanes read by one step of a scan
@@ -66,7 +68,9 @@ class Engine:
         sender: Sender,
         accounts: AccountCache,
         settings: Settings,
+        heartbeat: Heartbeat,
         *,
+        alone: bool,
         on_moves: Callable[[], None],
     ) -> None:
         self._store = store
@@ -75,6 +79,9 @@ class Engine:
         self._sender = sender
         self._accounts = accounts
         self._settings = settings
+        self._heartbeat = heartbeat
+        heartbeat.tell(on_beat=self._go_on, on_over=self._drop_all)
+        self._scan_interval = SCAN_INTERVAL if alone else SHARED_SCAN_INTERVAL
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
             max_bytes=settings.queue_bytes,
@@ -92,7 +99,6 @@ class Engine:
         #: every delivery that this process holds a lease of, until it is settled
         self._known: set[str] = set()
         self._unexplained: set[str] = set()
-        self._session_until = 0.0
         #: due work waits for memory, or for the session's heartbeat
         self._starved = False
         self._stopping = False
@@ -101,7 +107,6 @@ class Engine:
 
     async def start(self) -> None:
         """Begin to lease and send."""
-        await self._beat()
         metrics.in_flight.set_function(lambda: self._lanes.in_flight)
         metrics.queued.set_function(lambda: self._lanes.waiting)
         metrics.lanes.set_function(lambda: len(self._lanes))
@@ -109,8 +114,6 @@ class Engine:
             asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
             for step in (self._lease_due, self._scan)
         ]
-        # What is in flight when we are told to stop still hangs on the session.
-        self._loops.append(asyncio.create_task(repeat(self._keep_session), name="keep_session"))
         self._loops.append(asyncio.create_task(repeat(self._governor.watch), name="governor"))
 
     async def stop(self, grace: float) -> None:
@@ -434,7 +437,7 @@ class Engine:
             await self._store.interrupt(sorted(stray))
             await self._find_lanes()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SCAN_INTERVAL):
+            async with asyncio.timeout(self._scan_interval):
                 await self._scan_wanted.wait()
                 # Hints come in swarms; one scan serves them all.
                 await asyncio.sleep(SCAN_PAUSE)
@@ -449,25 +452,18 @@ class Engine:
                 return
             after = max(found)
 
-    async def _keep_session(self) -> None:
-        """Prolong the session, then rest."""
-        await self._beat()
+    def _go_on(self) -> None:
+        """The session lives: what waited for that is sent and leased."""
         self._pump()
         self._wake.set()
-        await asyncio.sleep(self._settings.session_ttl / 6)
 
-    async def _beat(self) -> None:
-        started = _now()
-        if not await self._store.heartbeat():
-            log.warning("session_over")
-            # Its leases are being freed by whoever ended it; nothing of them may be sent any more.
-            for lane in self._lanes:
-                self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
-            await self._store.renew_session()
-        self._session_until = started + self._settings.session_ttl
+    def _drop_all(self) -> None:
+        """The session is over. Its leases are being freed by whoever ended it, and nothing of them may be sent."""
+        for lane in self._lanes:
+            self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
 
     def _has_lease_for_a_send(self, now: float) -> bool:
-        return self._session_until - now >= self._settings.longest_send + LEASE_MARGIN
+        return self._heartbeat.until - now >= self._settings.longest_send + LEASE_MARGIN
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
