@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from tests.e2e.chaos.waiting import surely
 from tests.support import postgres
 
 #: seconds until a server has started, ended, or caught up
 WITHIN = 60.0
-#: bytes of each small disk
-DISK = 3 << 30
-MIB = 1 << 20
 #: the database of the dispatchers
 DATABASE = "chaos"
+
+CLONE_NEWNS = 0x00020000
 
 SETTINGS = {
     # Processes die here, and no machine: what was written is in the system's memory all the same.
@@ -41,18 +43,20 @@ SETTINGS = {
     "wal_keep_size": "96MB",
     "wal_receiver_status_interval": "1s",
     "wal_sender_timeout": "10s",
+    # A standby comes back soon after its primary does; commits wait for it.
+    "wal_retrieve_retry_interval": "500ms",
 }
 
 
 class Node:
     """One server of PostgreSQL, which can be a primary or a standby."""
 
-    def __init__(self, name: str, folder: Path, *, small: bool) -> None:
+    def __init__(self, name: str, folder: Path, *, disk: int | None) -> None:
         self.name = name
         self.folder = folder / name
         self.folder.mkdir()
-        if small:
-            mount(self.folder, size=DISK)
+        if disk is not None:
+            mount(self.folder, size=disk)
         postgres.give_to_its_user(self.folder)
         self.data = self.folder / "data"
         self.log = folder / f"{name}.log"
@@ -129,9 +133,7 @@ class Node:
         if self._process is None:
             return
         self._process.send_signal(number)
-        async with asyncio.timeout(WITHIN):
-            while self._process.poll() is None:
-                await asyncio.sleep(0.02)
+        await surely(lambda: not self.is_running, within=WITHIN, every=0.02)
 
     async def kill(self) -> int:
         """SIGKILL for all of its processes; how many they were."""
@@ -142,9 +144,7 @@ class Node:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await self.stop(signal.SIGKILL)
-        async with asyncio.timeout(WITHIN):
-            while any(is_alive(pid) for pid in children):
-                await asyncio.sleep(0.02)
+        await surely(lambda: not any(map(is_alive, children)), within=WITHIN, every=0.02)
         return 1 + len(children)
 
     # --- roles --------------------------------------------------------------------------------------------
@@ -157,9 +157,7 @@ class Node:
         """Have every commit wait for a standby, once that has caught up."""
         await self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standby.name}'", database="postgres")
         await self.execute("SELECT pg_reload_conf()", database="postgres")
-        async with asyncio.timeout(WITHIN):
-            while not await self.has_standby():
-                await asyncio.sleep(0.1)
+        await surely(self.has_standby, within=WITHIN)
 
     async def has_standby(self) -> bool:
         """Whether commits wait for a standby that is there."""
@@ -168,14 +166,20 @@ class Node:
 
     # --- its disk -----------------------------------------------------------------------------------------
 
-    def fill_disk(self) -> int:
-        """Take every free byte; how many there were."""
+    async def fill_disk(self) -> None:
+        """Take every free byte."""
+        await asyncio.to_thread(self._fill)
+
+    def _fill(self) -> None:
         with self._filler.open("ab", buffering=0) as file:
-            for chunk in (8 * MIB, MIB, 65536, 4096, 1):
+            free = os.statvfs(self.folder)
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(file.fileno(), file.tell(), free.f_bfree * free.f_bsize)
+            file.seek(0, os.SEEK_END)
+            for chunk in (65536, 4096, 1):
                 with contextlib.suppress(OSError):
                     while True:
                         file.write(b"\0" * chunk)
-            return file.tell()
 
     def free_disk(self) -> None:
         """Give them back."""
@@ -216,8 +220,8 @@ class Node:
         assert process.returncode == 0, said.decode()
 
 
-#: what a database that cannot answer now makes of a question
-AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+#: What a database that cannot answer now makes of a question. The last one is of a connection that is just breaking.
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 async def close(connection: Any) -> None:
@@ -231,8 +235,9 @@ async def close(connection: Any) -> None:
 class Pair:
     """The two nodes, and which one takes writes."""
 
-    def __init__(self, folder: Path, *, small: bool) -> None:
-        self.nodes = (Node("one", folder, small=small), Node("two", folder, small=small))
+    def __init__(self, folder: Path, *, disk: int | None) -> None:
+        """`disk` is the size of the small disk of each, bytes; None where none can be mounted."""
+        self.nodes = (Node("one", folder, disk=disk), Node("two", folder, disk=disk))
         self.primary, self.standby = self.nodes
 
     async def start(self) -> None:
@@ -265,8 +270,31 @@ class Pair:
 # --- the machine ------------------------------------------------------------------------------------------
 
 
+def why_no_mounts() -> str | None:
+    """Move into a namespace of mounts of our own. Why that cannot be; None when it is done.
+
+    Whatever is mounted is then gone with us, and nobody else has seen it.
+    """
+    if os.geteuid() != 0:
+        return "only root may mount a small disk"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        return f"no namespace of mounts: {os.strerror(ctypes.get_errno())}"
+    made = subprocess.run(["mount", "--make-rprivate", "/"], capture_output=True, check=False)
+    if made.returncode != 0 and "shared:" in Path("/proc/self/mountinfo").read_text():
+        return "mounts cannot be made private"
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
+        )
+        if tried.returncode != 0:
+            return f"no mount: {tried.stderr.decode().strip()}"
+        subprocess.run(["umount", folder], check=True)
+    return None
+
+
 def mount(folder: Path, *, size: int) -> None:
-    """Make a folder a small disk in memory, in our own namespace of mounts."""
+    """Make a folder a small disk in memory."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
 
 

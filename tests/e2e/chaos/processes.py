@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.e2e.chaos.waiting import surely
 from tests.support import forking
 from tests.support.forking import ROOT, Forked
 from tests.support.patience import PATIENCE
@@ -140,12 +141,10 @@ class Process:
     async def ended(self) -> int:
         """Wait until it has ended; its exit status."""
         assert self._process is not None
-        async with asyncio.timeout(PATIENCE):
-            while (status := self._process.poll()) is None:
-                await asyncio.sleep(0.01)
+        await surely(lambda: not self.running, within=PATIENCE, every=0.01)
         if self._process.stdout is not None:
             self._process.stdout.close()
-        return status
+        return self._process.wait()
 
     def take_keyring(self, other: Process) -> None:
         """Have the same keyring as another one."""
@@ -158,7 +157,7 @@ class Clock:
 
     def __init__(self, file: Path, library: Path, *, monotonic: bool) -> None:
         self._file = file
-        self._library = library
+        self.library = library
         #: whether the monotonic one is another, too; then the offset must not change while it runs
         self.monotonic = monotonic
         self.offset = 0
@@ -175,7 +174,7 @@ class Clock:
         """What makes a process run by it."""
         by_file = {"FAKETIME_TIMESTAMP_FILE": str(self._file), "FAKETIME_CACHE_DURATION": "1"}
         return {
-            "LD_PRELOAD": str(self._library),
+            "LD_PRELOAD": str(self.library),
             **({"FAKETIME": f"{self.offset:+d}"} if self.monotonic else by_file),
             "DONT_FAKE_MONOTONIC": "0" if self.monotonic else "1",
         }

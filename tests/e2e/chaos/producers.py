@@ -9,7 +9,6 @@ import asyncio
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from tests.e2e.chaos.waiting import surely
 from tests.support.server import NO_TLS
 
 #: what receivers see of a delivery: the path that it came to, and the number in its body
@@ -30,6 +30,8 @@ KEYS = 6
 WINDOW = 2
 #: seconds until a request is given up, and made again
 TIMEOUT = 10.0
+#: seconds until each has an answer once nothing goes wrong any more
+ANSWERED_WITHIN = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,10 @@ class Producers:
         self._url = url
         self._headers = {"Authorization": f"Bearer {token}"}
         self._origins = origins
-        self._wanted = {
-            kind: [one.path for one in subscriptions if one.type == kind] for kind in (NEWS, LINE, KEYED)
+        self._wanted = {kind: [one.path for one in subscriptions if one.type == kind] for kind in (NEWS, LINE, KEYED)}
+        self._ordered = {
+            kind: [one.path for one in subscriptions if one.type == kind and one.ordering != "none"]
+            for kind in (LINE, KEYED)
         }
         self._dice = random.Random(seed)
         self._numbers = iter(range(1 << 40))
@@ -113,8 +117,7 @@ class Producers:
     async def pause(self) -> None:
         """Ask for nothing more, until `go_on`; returns when all that was asked for is answered."""
         self._may_go.clear()
-        while self._busy:
-            await asyncio.sleep(0.05)
+        await surely(lambda: not self._busy, within=ANSWERED_WITHIN)
 
     def go_on(self) -> None:
         """Begin again."""
@@ -131,7 +134,7 @@ class Producers:
     async def _repeat(self, make: Any, rate: float) -> None:
         async with httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=NO_TLS, headers=self._headers) as http:
             due = time.monotonic()
-            while not self._stopping:
+            while True:
                 await self._may_go.wait()
                 if self._stopping:
                     return
@@ -189,14 +192,14 @@ class Producers:
 
     async def _line(self, http: httpx.AsyncClient) -> None:
         n = next(self._numbers)
-        for path in self._wanted[LINE]:
+        for path in self._ordered[LINE]:
             self.lines.setdefault((path, ""), []).append(n)
         self._note_event(LINE, n, await self._ask(http, "/events", self._event(LINE, n)))
 
     async def _keyed(self, http: httpx.AsyncClient) -> None:
         n = next(self._numbers)
         key = f"k{self._dice.randrange(KEYS)}"
-        for path in self._wanted[KEYED]:
+        for path in self._ordered[KEYED]:
             self.lines.setdefault((path, key), []).append(n)
         self._note_event(KEYED, n, await self._ask(http, "/events", self._event(KEYED, n, key)))
 

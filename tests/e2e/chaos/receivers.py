@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import cast
 
-#: seconds that an answer takes at most, so that there is something in flight whenever something happens
-SLOWEST = 0.04
+#: seconds that an answer takes at most, and how many take longer, so that something is in flight whenever it happens
+QUICK = 0.05
+SLOW = 0.7
+SLOW_SHARE = 0.15
 
 
 class Mood(StrEnum):
@@ -109,7 +111,7 @@ class Receiver:
         """Note a request, and answer it, or not."""
         self._arrivals.append(arrival)
         if self.mood is Mood.WELL:
-            delay = self._dice.random() * SLOWEST
+            delay = self._dice.random() * (SLOW if self._dice.random() < SLOW_SHARE else QUICK)
             asyncio.get_running_loop().call_later(delay, self._answer, arrival, connection)
             return
         self.let_down += 1
