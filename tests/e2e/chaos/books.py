@@ -89,10 +89,11 @@ class Verdict:
 
     #: what should not be
     wrong: list[str] = field(default_factory=list)
-    #: requests that came after one of the same delivery had been answered 2xx, by the outcome on record of that one
+    #: requests that came after one of the same delivery had been answered 2xx, by what made them come: the outcome on
+    #: record of the attempt before
     duplicates: Counter[str] = field(default_factory=Counter)
-    #: the attempts that had been answered, by session that held them; what is not an interrupted one has none
-    repeated: list[Sending] = field(default_factory=list)
+    #: these attempts
+    causes: list[Sending] = field(default_factory=list)
     #: requests sent twice within one attempt, over a new connection
     reconnected: int = 0
     interrupted: int = 0
@@ -164,17 +165,25 @@ def _requests(database: Database, arrivals: Sequence[Arrival], verdict: Verdict)
                 verdict.reconnected += count - 1
                 if count > 2 or not (attempt.reconnected or attempt.outcome == "interrupted"):
                     verdict.wrong.append(f"{id_}, attempt {number} ({attempt.outcome}), was sent {count} times")
-        answered: Arrival | None = None
-        for arrival in sorted(requests, key=lambda one: one.at):
-            if answered is not None and arrival.attempt != answered.attempt:
-                earlier = database.attempts.get((id_, answered.attempt))
-                outcome = "none" if earlier is None else earlier.outcome
-                verdict.duplicates[outcome] += 1
-                verdict.repeated.append((id_, answered.attempt))
-                if outcome not in AGAIN:
-                    verdict.wrong.append(f"{id_} came again as {arrival.attempt} after {answered.attempt} ({outcome})")
-            if arrival.taken_at is not None:
-                answered = arrival
+        _duplicates(database, id_, requests, verdict)
+
+
+def _duplicates(database: Database, id_: str, requests: Sequence[Arrival], verdict: Verdict) -> None:
+    """What comes after a 2xx comes because of an attempt that is on record as interrupted or failed."""
+    is_answered, highest = False, 0
+    for arrival in sorted(requests, key=lambda one: one.at):
+        # One that comes late, after a later attempt, is what an interrupted one had begun.
+        is_late = arrival.attempt < highest
+        cause = arrival.attempt if is_late else arrival.attempt - 1
+        if is_answered and arrival.attempt != highest:
+            because = database.attempts.get((id_, cause))
+            outcome = "none" if because is None else because.outcome
+            verdict.duplicates[outcome] += 1
+            verdict.causes.append((id_, cause))
+            if outcome not in (("interrupted",) if is_late else AGAIN):
+                verdict.wrong.append(f"{id_} came again as attempt {arrival.attempt}, and {cause} is {outcome}")
+        is_answered = is_answered or arrival.taken_at is not None
+        highest = max(highest, arrival.attempt)
 
 
 def _interruptions(database: Database, watch: Watch, verdict: Verdict) -> None:

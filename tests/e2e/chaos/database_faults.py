@@ -25,7 +25,7 @@ async def _stopped_and_started(scene: Scene, fault: Fault, dice: random.Random, 
     await node.start()
     at = time.monotonic()
     fault.note(f"server gone, {open_before} connections closed", seen=gone and open_before > 0)
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 def _connections(scene: Scene) -> int:
@@ -49,7 +49,7 @@ async def crash(scene: Scene, fault: Fault, dice: random.Random) -> None:
     await scene.pair.primary.start()
     at = time.monotonic()
     fault.note(f"{killed} processes of PostgreSQL killed", seen=killed > 1)
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 async def cut_some(scene: Scene, fault: Fault, dice: random.Random) -> None:
@@ -75,7 +75,7 @@ async def _cut(scene: Scene, fault: Fault, which: str) -> None:
         await asyncio.sleep(0.2)
     at = time.monotonic()
     fault.note(f"{len(cut)} connections ended", seen=bool(cut))
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 async def reset_network(scene: Scene, fault: Fault, dice: random.Random) -> None:
@@ -90,7 +90,7 @@ async def reset_network(scene: Scene, fault: Fault, dice: random.Random) -> None
     at = time.monotonic()
     turned_away = sum(proxy.turned_away for proxy in scene.proxies) - turned_away
     fault.note(f"{broken} connections reset, {turned_away} more refused", seen=broken > 0)
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 async def swallow_network(scene: Scene, fault: Fault, dice: random.Random) -> None:
@@ -114,7 +114,7 @@ async def swallow_network(scene: Scene, fault: Fault, dice: random.Random) -> No
         f"{held} connections silent for {at - began:.1f} s, then {ended}",
         seen=held > 0 and still,
     )
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 async def fail_over(scene: Scene, fault: Fault, dice: random.Random) -> None:
@@ -126,7 +126,7 @@ async def fail_over(scene: Scene, fault: Fault, dice: random.Random) -> None:
     await asyncio.sleep(dice.uniform(0, 1))
     await scene.pair.fail_over()
     at = time.monotonic()
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
     [[is_standby]] = await scene.pair.primary.fetch("SELECT pg_is_in_recovery()")
     [[log_file]] = await scene.pair.primary.fetch("SELECT pg_walfile_name(pg_current_wal_lsn())")
     fault.note(
@@ -152,7 +152,7 @@ async def fill_disk(scene: Scene, fault: Fault, dice: random.Random) -> None:
     node.free_disk()
     await node.answers()
     at = time.monotonic()
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
     how = "; PostgreSQL crashed over it" if crashed else ""
     fault.note(
         f"{node.name} full for {at - began:.0f} s, {answers.refused - refused} answers 503{how}",

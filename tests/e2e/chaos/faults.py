@@ -14,6 +14,9 @@ from tests.e2e.chaos.scene import Scene
 from tests.e2e.chaos.waiting import until
 from tests.e2e.chaos.watch import Sending
 
+#: seconds until requests must be accepted again
+RECOVERED_WITHIN = 90.0
+
 
 @dataclass(kw_only=True)
 class Fault:
@@ -65,7 +68,9 @@ class Deck:
         return kind, self._causes[kind]
 
 
-async def accepted_again(scene: Scene, since: float, *, within: float = 90.0) -> float | None:
-    """Seconds until a request that was made after a moment was answered 202."""
-    waited = await until(lambda: scene.producers.answers.latest > since, within=within)
-    return None if waited is None else time.monotonic() - since
+async def accepted_again(scene: Scene, fault: Fault, since: float) -> None:
+    """Wait until a request that was made after the end of a fault is answered 202."""
+    if await until(lambda: scene.producers.answers.latest > since, within=RECOVERED_WITHIN) is None:
+        fault.wrong.append(f"nothing was accepted for {RECOVERED_WITHIN} s")
+    else:
+        fault.recovered = time.monotonic() - since

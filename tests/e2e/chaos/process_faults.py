@@ -58,7 +58,8 @@ async def freeze_worker(scene: Scene, fault: Fault, dice: random.Random) -> None
     worker = dice.choice(scene.workers)
     pid = worker.pid
     await _is_at_work(scene, pid)
-    ports = _freeze(worker, scene)
+    await _freeze(worker)
+    ports = local_ports(pid, scene.ports)
     before = [session for session in scene.watch.of(pid) if session.ended_at is None]
     fault.note(f"{worker.name} {_state(pid)}", seen=_state(pid) == "T")
     waited = await until(lambda: not scene.watch.has_session(pid), within=FREED_WITHIN)
@@ -84,9 +85,9 @@ async def freeze_worker(scene: Scene, fault: Fault, dice: random.Random) -> None
     )
 
 
-def _freeze(worker: Process, scene: Scene) -> set[int]:
-    worker.signal(signal.SIGSTOP)
-    return local_ports(worker.pid, scene.ports)
+async def _freeze(process: Process) -> None:
+    process.signal(signal.SIGSTOP)
+    await until(lambda: _state(process.pid) == "T", within=5)
 
 
 def _state(pid: int) -> str:
@@ -97,14 +98,14 @@ async def freeze_briefly(scene: Scene, fault: Fault, dice: random.Random) -> Non
     """SIGSTOP for longer than a send may take, and not as long as a lease lasts."""
     process = dice.choice(scene.processes)
     pid = process.pid
-    process.signal(signal.SIGSTOP)
+    await _freeze(process)
     held, state = scene.watch.leases(pid), _state(pid)
     for_seconds = dice.uniform(1.5, 5)
     await asyncio.sleep(for_seconds)
     process.signal(signal.SIGCONT)
     at = time.monotonic()
     fault.note(f"{process.name} {state} for {for_seconds:.1f} s with {held} leases", seen=state == "T")
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
 
 
 async def kill_api(scene: Scene, fault: Fault, dice: random.Random) -> None:
@@ -115,7 +116,7 @@ async def kill_api(scene: Scene, fault: Fault, dice: random.Random) -> None:
     await asyncio.sleep(dice.uniform(0.3, 2))
     await scene.api.start()
     at = time.monotonic()
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
     met = scene.producers.answers.broken - broken
     fault.note(f"gone, {met} requests broke off", seen=met > 0)
     await until(lambda: not scene.watch.has_session(pid), within=FREED_WITHIN)
@@ -130,7 +131,7 @@ async def stop_api(scene: Scene, fault: Fault, dice: random.Random) -> None:
     await asyncio.sleep(dice.uniform(0.3, 1))
     await scene.api.start()
     at = time.monotonic()
-    fault.recovered = await accepted_again(scene, at)
+    await accepted_again(scene, fault, at)
     met = scene.producers.answers.broken - broken
     fault.note(f"ended with status {status}, {met} requests broke off", seen=pid != scene.api.pid and met > 0)
     if status:

@@ -38,7 +38,9 @@ async def change_mood(scene: Scene, fault: Fault, dice: random.Random, mood: Moo
     at = time.monotonic()
     what = "attempts found nobody there" if mood is Mood.DOWN else "requests met it"
     fault.note(f"receiver {number}: {met} {what}", seen=met > 0)
-    if await until(lambda: receiver.last_taken > at, within=MET_WITHIN) is not None:
+    if await until(lambda: receiver.last_taken > at, within=MET_WITHIN) is None:
+        fault.wrong.append(f"receiver {number} got nothing for {MET_WITHIN} s")
+    else:
         fault.recovered = receiver.last_taken - at
 
 

@@ -23,7 +23,7 @@ def _faults(story: Story, scene: Scene) -> Iterator[str]:
     for fault in story.faults:
         kinds[fault.kind.removesuffix(", once more")].append(fault)
     received = Counter((one.wire_id, one.attempt) for one in scene.arrivals)
-    repeated = Counter(story.verdict.repeated)
+    causes = Counter(story.verdict.causes)
     heads = ("times", 5), ("503", 7), ("broken", 8), ("leases", 8), ("in flight", 11), ("again", 7), ("strays", 8)
     yield f"{'fault':<34}" + "".join(f"{head:>{width}}" for head, width in heads) + "  recovered"
     for kind, faults in sorted(kinds.items()):
@@ -34,7 +34,7 @@ def _faults(story: Story, scene: Scene) -> Iterator[str]:
             f"{kind:<34}{len(faults):>5}{sum(fault.refused for fault in faults):>7}"
             f"{sum(fault.broken for fault in faults):>8}{len(leases) or '':>8}"
             f"{(len(leases & received.keys()) if leases else ''):>11}"
-            f"{(sum(repeated[lease] for lease in leases) if leases else ''):>7}"
+            f"{(sum(causes[lease] for lease in leases) if leases else ''):>7}"
             f"{(sum(strays) if strays else ''):>8}  "
             + (f"{median(back):.1f} s, at most {max(back):.1f} s" if back else "")
         )
@@ -45,7 +45,9 @@ def _totals(story: Story, scene: Scene, *, seed: str) -> Iterator[str]:
     verdict, answers = story.verdict, scene.producers.answers
     states = {} if story.database is None else dict(story.database.states)
     ended = [session for session in scene.watch.sessions.values() if session.ended_at]
-    kinds = ", ".join(f"{count} after one on record as {kind}" for kind, count in sorted(verdict.duplicates.items()))
+    kinds = ", ".join(
+        f"{count} after an attempt on record as {kind}" for kind, count in sorted(verdict.duplicates.items())
+    )
     yield f"seed                 {seed}"
     yield (
         f"deliveries accepted  {answers.deliveries:>7}   by {answers.requests} answers 202, {answers.replayed} of them"
