@@ -1,20 +1,27 @@
-"""Listens for HTTP: the socket, and uvicorn on it."""
+"""Where requests are taken: the socket, and what is said on stdout once they are."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 
-import uvicorn
-from starlette.types import ASGIApp
+import structlog
 
+from dispatcher import tokens
+from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
+from dispatcher.installation import Installation
+from dispatcher.store import accounts
+
+log = structlog.get_logger(__name__)
 
 #: connections that wait until they are accepted
 BACKLOG = 2048
+#: the account that `--dev` makes a token for
+DEV_ACCOUNT = "dev"
+#: and the note by which that token is known
+DEV_NOTE = "made by serve --dev"
+#: seconds for which it is good
+DEV_TTL = 30 * 86_400.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,50 +38,34 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
-    """The URL at which a socket is reached."""
+async def dev_token(settings: Settings, installation: Installation) -> str | None:
+    """The token that `--dev` prints. Without it there is none, and one that was made before is good no more."""
+    if not settings.takes_requests:
+        return None
+    if not settings.dev:
+        await accounts.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
+        return None
+    return await tokens.issue(
+        installation,
+        account=DEV_ACCOUNT,
+        scopes=tokens.SCOPES,
+        actor="serve --dev",
+        ttl=DEV_TTL,
+        note=DEV_NOTE,
+    )
+
+
+def say_ready(settings: Settings, listener: socket.socket, token: str | None) -> None:
+    """Say on stdout where requests are taken, and how."""
+    if settings.dev:
+        log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
+    if token is not None:
+        print("token", token, flush=True)  # noqa: T201 - for the caller of --dev
+    name = "dispatcher" if settings.takes_requests else "dispatcher worker"
+    print(f"{name} ready on {_url(listener)}", flush=True)  # noqa: T201 - stdout's one line
+
+
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{port}"
-
-
-class HttpServer(uvicorn.Server):
-    """Uvicorn, as we want it. `on_ready` is called once it takes requests."""
-
-    def __init__(self, app: ASGIApp, *, grace: float, on_ready: Callable[[], Awaitable[None]]) -> None:
-        config = uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # nothing here depends on who the caller seems to be
-            date_header=True,
-            timeout_graceful_shutdown=max(1, round(grace)),
-        )
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it did not start, or not stop, as it should."""
-        return not self.started or bool(self.lifespan.should_exit)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, and then end by ourselves; uvicorn's own would end the process half-way."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets=sockets)
-        if not self.should_exit:
-            await self._on_ready()

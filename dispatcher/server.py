@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from dispatcher import collector, tokens
+from dispatcher import collector, metrics
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
@@ -34,35 +34,46 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.hearing import hearing
 from dispatcher.heartbeat import Heartbeat
+from dispatcher.http_server import HttpServer
 from dispatcher.installation import Installation, open_installation, sole_server
-from dispatcher.listening import HttpServer, listen, url_of
+from dispatcher.leash import Leash
+from dispatcher.listening import dev_token, listen, say_ready
+from dispatcher.loops import repeat
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry, load_processors
 from dispatcher.store import Store
-from dispatcher.store import accounts as token_store
+from dispatcher.store.news import News
 
 log = structlog.get_logger(__name__)
-
-#: the account that `--dev` makes a token for
-DEV_ACCOUNT = "dev"
-#: and the note by which that token is known
-DEV_NOTE = "made by serve --dev"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What works on what was accepted."""
 
+    store: Store
     engine: Engine
     tasks: TaskEngine
     chores: Chores
     maintenance: Maintenance
 
+    def hear(self, news: News) -> None:
+        """Take up what a commit, of this process or another, left to be done."""
+        self.engine.hear(news)
+        if news.tasks:
+            self.tasks.wake()
+        if news.chores:
+            self.chores.wake()
 
-async def serve(settings: Settings) -> None:
-    """Run what the settings' role has, until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+
+async def serve(settings: Settings, leash: Leash | None = None) -> None:
+    """Run what the settings' role has, until SIGTERM or SIGINT; on a leash, no longer than the parent.
+
+    Raises ConfigError when it cannot start.
+    """
     _check_role(settings)
     registry = load_processors(settings)
     _raise_file_limit()
@@ -70,9 +81,8 @@ async def serve(settings: Settings) -> None:
         stack.enter_context(sole_server(settings))
         installation = await open_installation(settings)
         stack.push_async_callback(installation.database.close)
-        if settings.takes_requests and not settings.dev:
-            await token_store.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
-        listener = stack.enter_context(listen(settings.host, settings.port))
+        token = None if leash else await dev_token(settings, installation)
+        listener = leash.listener if leash else stack.enter_context(listen(settings.host, settings.port))
         store = await Store.open(
             installation.database,
             installation.keyring,
@@ -88,32 +98,38 @@ async def serve(settings: Settings) -> None:
             sender = await stack.enter_async_context(_sender(settings, installation, policy))
             work = _work(
                 settings=settings,
-                alone=installation.embedded,
                 store=store,
                 heartbeat=heartbeat,
                 registry=registry,
                 accounts=accounts,
                 sender=sender,
             )
-        elsewhere = Elsewhere()
         services = Services(
             settings=settings,
             installation=installation,
             store=store,
             registry=registry,
-            engine=elsewhere if work is None else work.engine,
-            chores=elsewhere if work is None else work.chores,
-            tasks=elsewhere if work is None else work.tasks,
+            engine=Elsewhere() if work is None else work.engine,
             accounts=accounts,
             auth=Authenticator(installation),
             reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
         )
+
+        async def on_ready() -> None:
+            collector.calm()
+            if leash:
+                await leash.say_ready()
+            else:
+                say_ready(settings, listener, token)
+
         create = create_app if settings.takes_requests else create_worker_app
         server = HttpServer(
-            create(services, lambda _app: _running(heartbeat, work, grace=settings.grace)),
+            create(services, lambda _app: _running(heartbeat, work, settings)),
             grace=settings.grace,
-            on_ready=lambda: _say_ready(settings, installation, listener),
+            on_ready=on_ready,
         )
+        if leash:
+            await stack.enter_async_context(_held(leash, server))
         await server.serve(sockets=[listener])
         if server.has_failed:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
@@ -132,30 +148,19 @@ def _check_role(settings: Settings) -> None:
 def _work(
     *,
     settings: Settings,
-    alone: bool,
     store: Store,
     heartbeat: Heartbeat,
     registry: Registry,
     accounts: AccountCache,
     sender: Sender,
 ) -> Work:
-    engine = Engine(
-        store,
-        sender,
-        accounts,
-        settings,
-        heartbeat,
-        alone=alone,
-        on_moves=lambda: chores.wake(),  # noqa: PLW0108 - it does not exist yet
+    return Work(
+        store=store,
+        engine=Engine(store, sender, accounts, settings, heartbeat),
+        tasks=TaskEngine(store, registry, settings),
+        chores=Chores(store, release_rate=settings.release_rate, source=settings.event_source),
+        maintenance=Maintenance(store, settings),
     )
-    chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
-    tasks = TaskEngine(store, registry, settings, on_result=engine.wake)
-
-    def on_freed() -> None:
-        engine.scan_soon()
-        tasks.wake()
-
-    return Work(engine=engine, tasks=tasks, chores=chores, maintenance=Maintenance(store, settings, on_freed=on_freed))
 
 
 @asynccontextmanager
@@ -195,14 +200,14 @@ def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
 
 
 @asynccontextmanager
-async def _running(heartbeat: Heartbeat, work: Work | None, *, grace: float) -> AsyncIterator[None]:
+async def _running(heartbeat: Heartbeat, work: Work | None, settings: Settings) -> AsyncIterator[None]:
     """What runs behind the routes."""
     await heartbeat.start()
     try:
         if work is None:
             yield
         else:
-            async with _working(work, grace=grace):
+            async with _working(work, settings):
                 yield
     finally:
         # What is in flight when we are told to stop still hangs on the session.
@@ -210,14 +215,17 @@ async def _running(heartbeat: Heartbeat, work: Work | None, *, grace: float) -> 
 
 
 @asynccontextmanager
-async def _working(work: Work, *, grace: float) -> AsyncIterator[None]:
+async def _working(work: Work, settings: Settings) -> AsyncIterator[None]:
+    grace = settings.grace
+    work.store.on_news(work.hear)
     # What dead processes left is freed before anything else happens.
     await work.maintenance.start()
     await work.engine.start()
     work.tasks.start()
     work.chores.start()
     try:
-        yield
+        async with hearing(settings, session=lambda: work.store.session, hear=work.hear):
+            yield
     finally:
         await work.chores.stop()
         # Both stop taking work at once, and share the time that is left for what is under way.
@@ -225,26 +233,22 @@ async def _working(work: Work, *, grace: float) -> AsyncIterator[None]:
         await work.maintenance.stop()
 
 
-async def _say_ready(settings: Settings, installation: Installation, listener: socket.socket) -> None:
-    """Say on stdout that requests are taken, and how."""
-    if settings.dev:
-        log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
-        if settings.takes_requests:
-            print("token", await _dev_token(installation), flush=True)  # noqa: T201 - for the caller of --dev
-    collector.calm()
-    name = "dispatcher" if settings.takes_requests else "dispatcher worker"
-    print(f"{name} ready on {url_of(listener)}", flush=True)  # noqa: T201 - stdout's one line
+@asynccontextmanager
+async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
+    """Stop the server when the parent is gone; until then, show its siblings what we are at."""
 
+    async def stop_when_alone() -> None:
+        await leash.parent_gone()
+        log.warning("parent_gone")
+        server.stop()
 
-async def _dev_token(installation: Installation) -> str:
-    return await tokens.issue(
-        installation,
-        account=DEV_ACCOUNT,
-        scopes=tokens.SCOPES,
-        actor="serve --dev",
-        ttl=30 * 86_400,
-        note=DEV_NOTE,
-    )
+    tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _raise_file_limit() -> None:

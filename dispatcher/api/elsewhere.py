@@ -1,4 +1,4 @@
-"""Where an API works alone: other processes deliver, and find in the database what is to be done."""
+"""Where an API works alone: other processes deliver, and hear from each commit what is to be done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dispatcher.store.records import LeasedDelivery
 
 
 class Elsewhere:
-    """Stands for both engines and the chores. It never has room, and nobody here has to be woken."""
+    """Stands for the engine. It never has room."""
 
     def reserve(self, lane: str, size: int) -> bool:  # noqa: ARG002 - the engine's signature
         """No place is promised: whatever is accepted waits in the database."""
@@ -24,6 +24,3 @@ class Elsewhere:
 
     def expect(self, count: int) -> None:
         """Whoever leases counts for itself."""
-
-    def wake(self, lane: str = "", delay: float = 0.0) -> None:
-        """Whoever works looks into the database."""

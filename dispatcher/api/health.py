@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from prometheus_client import generate_latest
 from starlette.responses import Response
 
 from dispatcher import metrics
@@ -32,4 +31,4 @@ def add_routes(router: APIRouter, services: Services) -> None:
     @router.get("/metrics", include_in_schema=False)
     async def read_metrics(request: Request) -> Response:
         await services.auth.caller(request, scope="operator")
-        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")

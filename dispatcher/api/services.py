@@ -23,13 +23,6 @@ class Delivering(Protocol):
     def cancel_reservation(self, lane: str, size: int) -> None: ...
     def hand_off(self, delivery: LeasedDelivery) -> None: ...
     def expect(self, count: int) -> None: ...
-    def wake(self, lane: str, delay: float = 0.0) -> None: ...
-
-
-class Working(Protocol):
-    """Who is told when there may be something to do."""
-
-    def wake(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +34,6 @@ class Services:
     store: Store
     registry: Registry
     engine: Delivering
-    chores: Working
-    tasks: Working
     accounts: AccountCache
     auth: Authenticator
     reader: Reader

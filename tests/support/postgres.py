@@ -60,12 +60,14 @@ def lacking() -> str | None:
 @functools.cache
 def _user() -> pwd.struct_passwd | None:
     """Whom it runs as, where that is not us. It refuses to run as root."""
-    if os.geteuid() != 0:
-        return None
-    # the user that Debian's package makes, or the one without rights that every system has
+    return None if os.geteuid() != 0 else pwd.getpwnam(unprivileged())
+
+
+def unprivileged() -> str:
+    """A user without rights: the one that Debian's package makes, or the one that every system has."""
     with contextlib.suppress(KeyError):
-        return pwd.getpwnam("postgres")
-    return pwd.getpwnam("nobody")
+        return pwd.getpwnam("postgres").pw_name
+    return "nobody"
 
 
 def give_to_its_user(folder: Path) -> None:
@@ -165,6 +167,11 @@ class Cluster:
     def url(self, database: str) -> str:
         """The URL of a database, as an operator would set it."""
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.folder), safe='')}"
+
+    @property
+    def socket(self) -> Path:
+        """What it listens on."""
+        return self.folder / ".s.PGSQL.5432"
 
     def create(self, *, template: str = "template0") -> str:
         """A new database; its name."""
