@@ -69,11 +69,14 @@ class Store:
     Any call may raise StoreUnavailable: nothing was stored, and trying again may help.
     """
 
-    def __init__(self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float) -> None:
+    def __init__(
+        self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float, alone: bool
+    ) -> None:
         self.database = database
         self.keyring = keyring
         self._committer = committer
         self._session_ttl = session_ttl
+        self._alone = alone
         self._endpoints = Endpoints(keyring)
         self._rosters = Rosters()
         self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -84,7 +87,7 @@ class Store:
         session = await sessions.open_session(database, ttl=session_ttl, alone=alone)
         committer = Committer(database, session=session)
         committer.start()
-        return cls(database, keyring, committer, session_ttl=session_ttl)
+        return cls(database, keyring, committer, session_ttl=session_ttl, alone=alone)
 
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
@@ -172,7 +175,7 @@ class Store:
 
     async def lease(self, lanes: Sequence[LaneClaim]) -> LeasedBatch:
         """Lease due deliveries, lane by lane."""
-        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints)
+        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints, shared=not self._alone)
         return await self._committer.write(
             leasing.lease, claims, weight=sum(claim.limit for claim in lanes), patient=True
         )
