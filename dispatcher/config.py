@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,11 +25,8 @@ from pydantic_settings import (
 )
 
 from dispatcher.errors import ConfigError
+from dispatcher.limits import MAX_RETRIES, MAX_RETRY_DELAY, Limits
 
-#: longest time that a retry schedule may wait between two tries, seconds
-MAX_RETRY_DELAY = 7 * 24 * 3600
-#: delays in a retry schedule
-MAX_RETRIES = 50
 #: longest time that one try at a task may be given, seconds
 MAX_TASK_TIMEOUT = 24 * 3600
 #: where a worker listens, if nothing else is said
@@ -64,6 +62,8 @@ class Settings(BaseSettings):
     #: the same database, by a URL that leads to the server itself, to hear what other processes leave to be done;
     #: for where `database_url` leads through PgBouncer
     listen_url: str | None = None
+    #: how long PostgreSQL may take for one statement before its connection is given up, seconds
+    database_timeout: float = Field(default=30.0, ge=1, le=3600)
     #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement stays prepared
     pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start
@@ -133,19 +133,19 @@ class Settings(BaseSettings):
 
     # Limits of what comes in
     #: payload of one task, bytes
-    max_body: int = Field(default=256 * 1024, ge=1)
+    max_body: int = Field(default=Limits.max_body, ge=1)
     #: body of one batch request, bytes
     max_batch: int = Field(default=8 * 1024 * 1024, ge=1)
     #: tasks in one batch
     max_batch_items: int = Field(default=1000, ge=1, le=1000)
     #: nesting of a payload
-    max_nesting: int = Field(default=64, ge=1)
+    max_nesting: int = Field(default=Limits.max_nesting, ge=1)
     #: callback URL, characters
-    max_url: int = Field(default=8192, ge=16)
+    max_url: int = Field(default=Limits.max_url, ge=16)
     #: custom headers of a delivery
-    max_headers: int = Field(default=20, ge=0)
+    max_headers: int = Field(default=Limits.max_headers, ge=0)
     #: one custom header, name and value, bytes
-    max_header: int = Field(default=4096, ge=1)
+    max_header: int = Field(default=Limits.max_header, ge=1)
 
     # Keeping
     #: finished tasks, their bodies and attempts are deleted after this many days
@@ -200,6 +200,11 @@ class Settings(BaseSettings):
     def does_work(self) -> bool:
         """Whether this process has the engines and what goes with them."""
         return self.role != "api"
+
+    @property
+    def limits(self) -> Limits:
+        """How large what comes in may be."""
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
 
     @property
     def longest_send(self) -> float:

@@ -20,13 +20,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import idna
 
-from dispatcher.config import Settings
 from dispatcher.discreet import Discreet
 from dispatcher.errors import ConfigError, EgressRefused
+
+if TYPE_CHECKING:
+    from dispatcher.config import Settings  # whoever only checks a URL need not load what reads settings
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

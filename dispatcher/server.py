@@ -88,6 +88,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
             installation.keyring,
             session_ttl=settings.session_ttl,
             alone=installation.embedded,
+            role=settings.role,
         )
         stack.push_async_callback(store.close)
         heartbeat = Heartbeat(store, ttl=settings.session_ttl)
@@ -154,16 +155,9 @@ def _work(
     accounts: AccountCache,
     sender: Sender,
 ) -> Work:
-    engine = Engine(
-        store,
-        sender,
-        accounts,
-        settings,
-        heartbeat,
-    )
     return Work(
         store=store,
-        engine=engine,
+        engine=Engine(store, sender, accounts, settings, heartbeat),
         tasks=TaskEngine(store, registry, settings),
         chores=Chores(store, release_rate=settings.release_rate, source=settings.event_source),
         maintenance=Maintenance(store, settings),

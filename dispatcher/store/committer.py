@@ -16,7 +16,14 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
@@ -40,6 +47,8 @@ LATELY = 1.0
 MAX_TRIES = 5
 #: waits that are remembered until somebody takes them
 MAX_WAITS = 100
+#: seconds for which a commit without an answer is looked up
+FATE_WITHIN = 60.0
 #: rows that may wait for a commit; beyond it writers are told to come back
 MAX_WAITING_WEIGHT = 20_000
 
@@ -58,10 +67,10 @@ class Transaction:
     clock: float
     #: the session that this process's leases hang on
     session: str
-    #: what it leaves to be done
-    news: News = field(default_factory=News)
     #: deliveries that it accepts and ends, by account and state; the ledger gets them right before COMMIT
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: what it leaves to be done
+    news: News = field(default_factory=News)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
@@ -319,12 +328,22 @@ class Committer:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_exponential(multiplier=0.05, max=2),
-            stop=stop_after_attempt(20),
+            stop=stop_after_delay(FATE_WITHIN),
+            # The database is away; nobody has to wait with us to hear that.
+            before_sleep=lambda _: self._refuse_waiting(),
             reraise=True,
         ):
             with attempt:
                 return await sessions.last_batch(self._database, self.session) == batch_id
         raise StoreUnavailable("the fate of a commit could not be looked up")
+
+    def _refuse_waiting(self) -> None:
+        """Tell all who wait for a batch of their own that nothing of theirs was stored."""
+        for waiting in (self._urgent, self._patient):
+            while waiting:
+                entry = waiting.popleft()
+                self._waiting_weight -= entry.weight
+                entry.resolve(StoreUnavailable("the database is away"))
 
 
 def _by_kind(batch: list[_Entry]) -> list[tuple[Write[Any, Any], list[_Entry]]]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Raw, Struct
 
-from dispatcher.config import MAX_RETRIES, MAX_RETRY_DELAY
+from dispatcher.limits import MAX_RETRIES, MAX_RETRY_DELAY
 from subscriptions.signatures import Scheme
 
 #: PostgreSQL holds every character but this one
