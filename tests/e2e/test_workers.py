@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -112,13 +113,17 @@ def test_what_a_killed_worker_had_in_hand_another_delivers(api: Server) -> None:
         api.worker("one") as one,
         api.worker("two"),
     ):
-        before, posted = client.get("/ledger").json()["delivered"], 0
+        before, numbers = client.get("/ledger").json()["delivered"], itertools.count()
         doomed = one.process
         assert doomed is not None
-        while not any(worker["pid"] == doomed.pid and worker["deliveries"] for worker in workers(client, "worker")):
-            post(client, receiver, posted)
-            posted += 1
+
+        def has_some_in_hand(pid: int) -> bool:
+            post(client, receiver, next(numbers))
+            return any(worker["pid"] == pid and worker["deliveries"] for worker in workers(client, "worker"))
+
+        until(lambda: has_some_in_hand(doomed.pid))
         one.kill()
+        posted = next(numbers)
         until(lambda: reconciled(client, delivered=before + posted, pending=0, leased=0))
         assert {request.target for request in receiver.received} == {f"/{number}" for number in range(posted)}
 
