@@ -977,7 +977,7 @@ FEW = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=9,
+    max_examples=6,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
     # To shrink a failure takes minutes, and to explain it would trace every line.
