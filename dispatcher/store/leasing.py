@@ -312,7 +312,8 @@ async def _without_those_that_stay(
             disabled.setdefault(row.subscription_id, []).append(row.id)
         else:
             going.append(row)
-    for id_, ids in disabled.items():
+    # Sorted, as everybody locks subscriptions.
+    for id_, ids in sorted(disabled.items()):
         await holding.hold(tx, standing[id_], ids)
     await end(tx, deleted, DeliveryState.CANCELLED, "deleted")
     return going
