@@ -27,6 +27,7 @@ SETTINGS = {
     "send_timeout": "1",
     "session_ttl": str(SESSION_TTL),
     "grace": "5",
+    "database_timeout": "10",
     "dev": "1",
     "log_format": "json",
     "processors": "tests.e2e.chaos.work",
