@@ -76,8 +76,25 @@ sessions = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("expires_at", Instant, nullable=False),
+    #: what the process is for: `all`, `api` or `worker`; and of which version it is
+    sa.Column("role", text(6), nullable=False, server_default="all"),
+    sa.Column("version", text(40), nullable=False, server_default=""),
+    sa.Column("heartbeat_at", Instant),
     #: the last batch this process committed, to be looked up when a COMMIT got no answer
     sa.Column("last_batch", Id),
+)
+
+#: The paces of subscriptions that have a rate limit, where several processes keep them (`dispatcher.pace`).
+paces = sa.Table(
+    "paces",
+    metadata,
+    sa.Column("subscription_id", Id, primary_key=True),
+    #: the session that holds it
+    sa.Column("session", Id, nullable=False),
+    #: the last place that was given out, milliseconds since the epoch and parts of them
+    sa.Column("until", sa.Float, nullable=False),
+    # It changes often, and no index looks at what changes: room for that on its page.
+    postgresql_with={"fillfactor": 50},
 )
 
 tasks = sa.Table(
