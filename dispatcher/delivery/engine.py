@@ -303,7 +303,7 @@ class Engine:
         try:
             account = await self._account(delivery)
             window_end = delivery.endpoint.window_end
-            if window_end is not None and window_end <= time.time() * 1000:
+            if window_end is not None and window_end <= self._store.now() * 1000:
                 # Leasing it again will expire it.
                 raise _NotNowError(delay=0.0)
             if not await self._is_current(delivery) or not self._has_lease_for_a_send(_now()):
