@@ -244,6 +244,7 @@ async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
     async def stop_when_alone() -> None:
         await leash.parent_gone()
         log.warning("parent_gone")
+        metrics.remove_shared()
         server.stop()
 
     tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]

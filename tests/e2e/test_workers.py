@@ -25,6 +25,8 @@ Start = Callable[..., Server]
 
 #: a dead worker's leases are free as soon as settings allow
 FAST = {"retry_schedule": "[0.2, 0.2, 0.5]", "send_timeout": "1", "session_ttl": "12"}
+#: the variable that names the files in which processes count together
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PROCESSORS = ("--processors", "tests.support.processors")
 
 
@@ -259,7 +261,11 @@ def test_told_to_stop_all_of_them_end(several: Server) -> None:
 def test_without_their_parent_they_stop(several: Server) -> None:
     pids = children(several)
     assert len(pids) == 2
+    variables = Path(f"/proc/{min(pids)}/environ").read_text().split("\0")
+    [folder] = [Path(value) for name, _, value in (one.partition("=") for one in variables) if name == METRICS_FOLDER]
+    assert folder.is_dir()
     several.kill()
     until(lambda: not any(map(is_running, pids)))
+    assert not folder.exists()
     # They have ended their sessions themselves: it was no crash.
     assert not pids & registered(several)
