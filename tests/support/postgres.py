@@ -73,7 +73,7 @@ class Cluster:
         self._user: pwd.struct_passwd | None = None
         if os.geteuid() == 0:
             # It refuses to run as root.
-            self._user = pwd.getpwnam(_unprivileged())
+            self._user = pwd.getpwnam(unprivileged())
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         self._names = itertools.count()
         #: databases that are as new
@@ -210,7 +210,7 @@ class Cluster:
         _in_thread(execute)
 
 
-def _unprivileged() -> str:
+def unprivileged() -> str:
     """A user without rights: the one that Debian's package makes, or the one that every system has."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres").pw_name
