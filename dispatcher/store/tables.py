@@ -265,6 +265,7 @@ _partial_index("ix_deliveries_hold_until", deliveries.c.hold_until, where=is_hel
 _partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
 #: Payloads (under their task's or event's id) and exact bodies to send (a task's under its first delivery's id).
+#: These and the attempts are most of what is stored. On PostgreSQL they stand in partitions by time (`partitions`).
 bodies = sa.Table(
     "bodies",
     metadata,
@@ -275,6 +276,7 @@ bodies = sa.Table(
     sa.Column("event_id", Id),
     #: further headers that belong to this body, such as CloudEvents attributes: [[name, value], …]
     sa.Column("headers", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (id)",
 )
 
 _partial_index("ix_bodies_event_id", bodies.c.event_id, where=bodies.c.event_id.is_not(None))
@@ -295,6 +297,7 @@ attempts = sa.Table(
     sa.Column("response_headers", sa.JSON(none_as_null=True)),
     sa.Column("response_body", sa.Text),
     sa.Column("timing", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (delivery_id)",
 )
 
 #: Answers given under an Idempotency-Key.
