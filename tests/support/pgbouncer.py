@@ -95,7 +95,18 @@ class PgBouncer:
     def _asked(self, question: str) -> list[dict[str, str]]:
         folder = binaries()
         assert folder is not None
-        command = [folder / "psql", "-h", self.folder, "-p", str(_PORT), "-U", SUPERUSER, "-A", "-F", "\t"]
+        command: list[str | Path] = [
+            folder / "psql",
+            "-h",
+            self.folder,
+            "-p",
+            str(_PORT),
+            "-U",
+            SUPERUSER,
+            "-A",
+            "-F",
+            "\t",
+        ]
         said = subprocess.run(
             [*command, "-P", "footer=off", "-c", question, _CONSOLE], capture_output=True, text=True, check=True
         )
