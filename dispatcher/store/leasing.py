@@ -210,13 +210,14 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
     )
 
 
-def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelivery:
+def _leased(tx: Transaction, row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelivery:
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
         account=row.account,
         lane=row.lane,
         attempt=row.attempt + 1,
+        session=tx.session,
         event=row.type,
         endpoint=endpoint,
         body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
@@ -240,7 +241,7 @@ async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Key
         except KeyringError:
             await _put_off(tx, row.id, "callback_unreadable")
         else:
-            opened.append(_leased(row, Endpoint.of_callback(callback, account=row.account)))
+            opened.append(_leased(tx, row, Endpoint.of_callback(callback, account=row.account)))
     return opened
 
 
@@ -266,7 +267,7 @@ async def _messages(tx: Transaction, rows: Sequence[_DueMessage], known: Endpoin
     going = await _without_those_that_stay(tx, rows, standing)
     opened = await _opened(tx, going, standing, known)
     return [
-        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]))
+        _leased(tx, row, Endpoint.of_subscription(opened[row.subscription_id]))
         for row in going
         if row.subscription_id in opened
     ]

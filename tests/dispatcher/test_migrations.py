@@ -286,7 +286,7 @@ async def test_what_there_is_becomes_the_first_partition(bare_postgres_url: str,
     home = Home(data_dir=tmp_path / "data", database_url=bare_postgres_url)
     await at_version(home, steps.known()[steps.known().index("0006") + 1])
     database, other = Database(home.url), Database(home.url)
-    step = importlib.import_module("dispatcher.store.migrations.versions.0006_partitions")
+    step = importlib.import_module("dispatcher.store.migrations.versions.0006_storage")
     write = sa.update(bodies).values(content_type=bodies.c.content_type)
     async with other.write() as writing:
         await writing.execute(write)

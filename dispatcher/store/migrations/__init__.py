@@ -26,7 +26,7 @@ async def prepare(database: Database, *, lock_within: int = 10_000) -> None:
         if await connection.run_sync(_current) in {None, HEAD}:
             return
     # Only now, as below; its name is none that could stand in an import.
-    step = importlib.import_module("dispatcher.store.migrations.versions.0006_partitions")
+    step = importlib.import_module("dispatcher.store.migrations.versions.0006_storage")
     for check in (False, True):
         for table in step.TABLES:
             async with database.setup() as connection:

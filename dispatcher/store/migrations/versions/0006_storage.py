@@ -1,7 +1,8 @@
-"""On PostgreSQL, bodies and attempts stand in partitions by time: what is old is dropped, not deleted row by row.
+"""How PostgreSQL stores what there is much of, and what changes often; SQLite knows nothing of it.
 
-What there is becomes the first partition as it is; nothing is copied. That it ends before the next one begins is
-checked beforehand, while others go on (`foresee`), so that the step itself takes no longer on a large database.
+Bodies and attempts stand in partitions by time: what is old is dropped, not deleted row by row. What there is becomes
+the first partition as it is; nothing is copied. That it ends before the next one begins is checked beforehand, while
+others go on (`foresee`), so that the step itself takes no longer on a large database.
 """
 
 from __future__ import annotations
@@ -23,6 +24,17 @@ AHEAD = 8
 
 #: how long it waits for a lock, milliseconds: others wait behind it
 LOCK_WITHIN = 10_000
+
+_QUEUE = (
+    "autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_analyze_scale_factor = 0.02"
+)
+STORED = {
+    "deliveries": _QUEUE,
+    "tasks": _QUEUE,
+    "sessions": "fillfactor = 20",
+    "ledger": "fillfactor = 20",
+    "subscriptions": "fillfactor = 70",
+}
 
 
 class _Table(NamedTuple):
@@ -59,8 +71,11 @@ def upgrade() -> None:
     connection = op.get_bind()
     if connection.dialect.name != "postgresql":
         return
+    op.execute(f"SET LOCAL lock_timeout = {LOCK_WITHIN}")
     for table in TABLES:
         _partition(connection, table)
+    for table, how in STORED.items():
+        op.execute(f"ALTER TABLE {table} SET ({how})")
 
 
 def _partition(connection: sa.Connection, table: str) -> None:
@@ -72,7 +87,6 @@ def _partition(connection: sa.Connection, table: str) -> None:
         foresee(connection, table, check=False)
         foresee(connection, table, check=True)
     end = _end(connection, table)
-    op.execute(f"SET LOCAL lock_timeout = {LOCK_WITHIN}")
     op.execute(f"ALTER TABLE {table} RENAME TO {first}")
     op.execute(f"ALTER TABLE {first} RENAME CONSTRAINT pk_{table} TO pk_{first}")
     if table == "bodies":
