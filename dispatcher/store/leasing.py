@@ -190,13 +190,16 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
     )
 
 
-def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0) -> LeasedDelivery:
+def _leased(
+    tx: Transaction, row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0
+) -> LeasedDelivery:
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
         account=row.account,
         lane=row.lane,
         attempt=row.attempt + 1,
+        session=tx.session,
         event=row.type,
         endpoint=endpoint,
         body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
@@ -221,7 +224,7 @@ async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Key
         except KeyringError:
             await _put_off(tx, row.id, "callback_unreadable")
         else:
-            opened.append(_leased(row, Endpoint.of_callback(callback, account=row.account)))
+            opened.append(_leased(tx, row, Endpoint.of_callback(callback, account=row.account)))
     return opened
 
 
@@ -252,7 +255,7 @@ async def _messages(
     able = [row for row in going if row.subscription_id in opened]
     places = await _places(tx, able, standing, closed) if request.shared else {}
     return [
-        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]), not_before=places.get(row.id, 0.0))
+        _leased(tx, row, Endpoint.of_subscription(opened[row.subscription_id]), not_before=places.get(row.id, 0.0))
         for row in able
         if row.id in places or row.lane not in closed
     ]
