@@ -17,6 +17,7 @@ from dispatcher import collector, tokens
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app
 from dispatcher.api.auth import Authenticator
+from dispatcher.api.outbox import OutboxTaker
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
 from dispatcher.chores import Chores
@@ -37,9 +38,12 @@ from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store
 from dispatcher.store import accounts as token_store
+from dispatcher.store.outbox import Taken
 
 log = structlog.get_logger(__name__)
 
+#: how long the taking of the outbox rests, as a multiple of the time that a step took
+OUTBOX_REST = 0.5
 #: the account that `--dev` makes a token for
 DEV_ACCOUNT = "dev"
 #: and the note by which that token is known
@@ -79,6 +83,7 @@ async def serve(settings: Settings) -> None:
         )
         engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
         chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
+        reader = Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring)
         services = Services(
             settings=settings,
             installation=installation,
@@ -89,12 +94,25 @@ async def serve(settings: Settings) -> None:
             tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
             accounts=accounts,
             auth=Authenticator(installation),
-            reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
+            reader=reader,
         )
+        if not installation.embedded:
+            taker = OutboxTaker(store, reader, accounts, then=lambda taken: _on_taken(services, taken))
+            # What others have published waits for nothing but its turn.
+            chores.add(taker.outbox, rest=OUTBOX_REST)
         server = _Server(services, listener)
         await server.serve(sockets=[listener])
         if not server.started or server.lifespan.should_exit:
             raise DispatcherError("the service did not start or stop as it should; the log says why")
+
+
+def _on_taken(services: Services, taken: Taken) -> None:
+    """Rows of the outbox have become tasks and events."""
+    services.engine.expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
+    if any(task.body is None for task in taken.tasks):
+        services.tasks.wake()
+    if taken.unfinished:
+        services.chores.wake("fan_out")
 
 
 def _transport(settings: Settings, resolver: Resolver, policy: EgressPolicy) -> Transport:

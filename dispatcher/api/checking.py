@@ -69,6 +69,12 @@ def check_key(key: str, field: str) -> None:
         raise invalid(field, "must have 1 to 255 visible ASCII characters")
 
 
+def check_traceparent(text: str, field: str) -> None:
+    """Raises Problem unless this is a trace context."""
+    if not is_traceparent(text):
+        raise invalid(field, "must be as in W3C Trace Context")
+
+
 def is_traceparent(text: str) -> bool:
     """Whether this is a trace context (W3C Trace Context)."""
     return _TRACEPARENT.match(text) is not None
