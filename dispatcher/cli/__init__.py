@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serving",
     "token": "tokens",
     "keyring": "keyring",
+    "outbox": "outbox",
     "subscriptions": "subscriptions",
     "receiver": "receiver",
     "conformance": "conformance",
