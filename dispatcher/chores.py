@@ -1,14 +1,15 @@
 """Work that is too big for one transaction, done in small steps beside everything else.
 
 Fan-out to very many, deliveries to hold or to release, redelivery in bulk, notices. All of it stands in the database,
-so whoever asked for it need not wait, and a process that dies leaves the rest to the next.
+so whoever asked for it need not wait, and a process that dies leaves the rest to the next. What becomes due by a step
+is news of its commit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from dispatcher.loops import repeat
 from dispatcher.store import Store
@@ -20,18 +21,17 @@ RELEASE_INTERVAL = 0.25
 #: how long a step rests, as a multiple of the time that it took: others write in between
 REST = 4.0
 
-#: does one step; answers the lanes where something became due, and seconds until there may be more to do
-Step = Callable[[], Awaitable[tuple[Iterable[str], float | None]]]
+#: does one step; answers the seconds until there may be more to do
+Step = Callable[[], Awaitable[float | None]]
 
 
 class Chores:
     """Does the steps. `start()` it once; `wake()` it when there is something to do."""
 
-    def __init__(self, store: Store, *, release_rate: float, source: str, on_due: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, *, release_rate: float, source: str) -> None:
         self._store = store
         self._release_limit = max(1, round(release_rate * RELEASE_INTERVAL))
         self._source = source
-        self._on_due = on_due
         #: each with its rest
         self._steps: list[tuple[Step, float]] = [
             (step, REST) for step in (self._fan_out, self._move, self._redeliver, self._tell)
@@ -66,9 +66,7 @@ class Chores:
             wake.clear()
             loop = asyncio.get_running_loop()
             started = loop.time()
-            lanes, more_in = await step()
-            for lane in lanes:
-                self._on_due(lane)
+            more_in = await step()
             if more_in is not None and more_in < 1.0:
                 # A pace is kept, whoever calls.
                 await asyncio.sleep(max(more_in, rest * (loop.time() - started)))
@@ -80,18 +78,17 @@ class Chores:
         once.__name__ = step.__name__.strip("_")
         return once
 
-    async def _fan_out(self) -> tuple[Iterable[str], float | None]:
+    async def _fan_out(self) -> float | None:
         done = await self._store.fan_out()
-        return done.lanes, 0.0 if done.count else None
+        return 0.0 if done.count else None
 
-    async def _move(self) -> tuple[Iterable[str], float | None]:
+    async def _move(self) -> float | None:
         moved = await self._store.move_deliveries(self._release_limit)
-        return moved.lanes, RELEASE_INTERVAL if moved.unfinished else None
+        return RELEASE_INTERVAL if moved.unfinished else None
 
-    async def _redeliver(self) -> tuple[Iterable[str], float | None]:
+    async def _redeliver(self) -> float | None:
         done = await self._store.step_redeliveries()
-        return done.lanes, 0.0 if done.unfinished else None
+        return 0.0 if done.unfinished else None
 
-    async def _tell(self) -> tuple[Iterable[str], float | None]:
-        told = await self._store.tell(self._source)
-        return told.lanes, told.more_in
+    async def _tell(self) -> float | None:
+        return (await self._store.tell(self._source)).more_in

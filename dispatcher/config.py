@@ -29,6 +29,8 @@ from dispatcher.limits import MAX_RETRIES, MAX_RETRY_DELAY, Limits
 
 #: longest time that one try at a task may be given, seconds
 MAX_TASK_TIMEOUT = 24 * 3600
+#: where a worker listens, if nothing else is said
+WORKER_PORT = 8081
 #: how much of a lease must be left beyond a send's deadline for it to start, seconds
 LEASE_MARGIN = 5.0
 
@@ -43,9 +45,13 @@ class Settings(BaseSettings):
     )
 
     # Where it runs
+    #: what this process is for: `all`, `api` (it takes requests, workers do the rest) or `worker` (the rest)
+    role: Literal["all", "api", "worker"] = "all"
+    #: processes that share the listening socket
+    workers: int = Field(default=1, ge=1, le=256)
     #: address to listen on
     host: str = "127.0.0.1"
-    #: port to listen on; 0 picks a free one
+    #: port to listen on; 0 picks a free one. A worker's default is 8081
     port: int = Field(default=8080, ge=0, le=65535)
     #: directory of the embedded database, the keyring and the lock
     data_dir: Path = Path("dispatcher-data")
@@ -53,6 +59,11 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     #: connections to PostgreSQL that this process holds at most
     database_connections: int = Field(default=8, ge=2)
+    #: the same database, by a URL that leads to the server itself, to hear what other processes leave to be done;
+    #: for where `database_url` leads through PgBouncer
+    listen_url: str | None = None
+    #: how long PostgreSQL may take for one statement before its connection is given up, seconds
+    database_timeout: float = Field(default=30.0, ge=1, le=3600)
     #: `database_url` leads to PgBouncer in transaction mode, or the like: no statement stays prepared
     pgbouncer: bool = False
     #: admit plain http, loopback addresses and any port for what is sent, and print a token at start
@@ -140,6 +151,12 @@ class Settings(BaseSettings):
     #: finished tasks, their bodies and attempts are deleted after this many days
     retention_days: float = Field(default=30.0, gt=0, le=36_500)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _port_of_a_worker(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Beside an API, on the same machine, that has its default.
+        return {"port": WORKER_PORT, **given} if given.get("role") == "worker" else given
+
     @field_validator(
         "processors",
         "allow_hosts",
@@ -173,6 +190,16 @@ class Settings(BaseSettings):
         if not all(0 < seconds <= MAX_TASK_TIMEOUT for seconds in value.values()):
             raise ValueError(f"give each type more than 0 and at most {MAX_TASK_TIMEOUT} seconds")
         return value
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether this process has the API."""
+        return self.role != "worker"
+
+    @property
+    def does_work(self) -> bool:
+        """Whether this process has the engines and what goes with them."""
+        return self.role != "api"
 
     @property
     def limits(self) -> Limits:

@@ -4,11 +4,12 @@ data_dir/
 ├── dispatcher.db   the embedded database (SQLite, with its -wal and -shm files)
 ├── keyring.json    the keys that encrypt secrets and callback URLs, and sign API tokens (mode 0600); it changes when
 │                   they are rotated
-├── setup.lock      held while one process opens the installation, and makes what is missing
+├── setup.lock      held while one process opens an embedded database, and makes what is missing
 └── serve.lock      held by the one process that owns the embedded database
 
 With PostgreSQL there may be any number of servers, on any number of machines. Each has a data directory, and in all of
-them stands the same keyring: the first one makes it, and it is brought to the others.
+them stands the same keyring: the first one makes it, and it is brought to the others. Or they share one directory: once
+the keyring is in it, nobody writes there but who rotates keys, so they may have it read-only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,13 @@ async def open_installation(settings: Settings) -> Installation:
     data_dir = settings.data_dir
     _make(data_dir)
     try:
-        with _locked(data_dir / "setup.lock", wait=True):
+        # On PostgreSQL it is the database that is locked (`Database.setup`), for processes on other machines, too.
+        with _locked(data_dir / "setup.lock", wait=True) if embedded else nullcontext():
             database = Database(
                 settings.database_url or embedded_url(data_dir),
                 connections=settings.database_connections,
                 pgbouncer=settings.pgbouncer,
+                timeout=settings.database_timeout,
             )
             if embedded:
                 _restrict(data_dir / "dispatcher.db")

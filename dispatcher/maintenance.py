@@ -22,10 +22,8 @@ MAX_BATCHES = 500
 class Maintenance:
     """Frees dead leases, ends windows, and deletes what is old; each in small batches."""
 
-    def __init__(self, store: Store, settings: Settings, *, on_freed: Callable[[], None]) -> None:
+    def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
-        #: told when there may be work again that nobody knows of
-        self._on_freed = on_freed
         self._age = settings.retention_days * DAY
         self._scheduler = AsyncIOScheduler(timezone=UTC)
 
@@ -34,9 +32,9 @@ class Maintenance:
         while await self._store.reap():
             pass
         for name, seconds, step in (
-            ("reap", 10, self._reap),
+            ("reap", 10, self._store.reap),
             ("end_windows", 15, self._store.end_windows),
-            ("end_holds", 30, self._end_holds),
+            ("end_holds", 30, self._store.end_holds),
             ("end_secrets", 30, self._store.end_secrets),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
@@ -56,19 +54,6 @@ class Maintenance:
     async def stop(self) -> None:
         """Plan nothing more."""
         self._scheduler.shutdown(wait=False)
-
-    async def _reap(self) -> int:
-        freed = await self._store.reap()
-        if freed:
-            self._on_freed()
-        return freed
-
-    async def _end_holds(self) -> int:
-        ended = await self._store.end_holds()
-        if ended:
-            # What stood behind them in an order may be due now.
-            self._on_freed()
-        return ended
 
     async def _delete_old(self) -> int:
         return await self._store.delete_old(self._age)

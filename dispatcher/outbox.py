@@ -28,7 +28,7 @@ from dispatcher.egress import EgressPolicy
 from dispatcher.errors import OutboxRefused, Problem
 from dispatcher.ids import ACCOUNT_NAME, new_id
 from dispatcher.limits import MAX_AROUND_PAYLOAD, Limits
-from dispatcher.parcels import CHANNEL, SEALED_FIELDS, Kind, info_of, request_of
+from dispatcher.parcels import CHANNEL, NEWS, SEALED_FIELDS, Kind, info_of, request_of
 from dispatcher.public_keys import PublicKey, SealingError
 
 __all__ = ["EgressPolicy", "Limits", "Outbox", "OutboxRefused", "publish_event", "submit_task"]
@@ -37,7 +37,7 @@ _encode = msgspec.json.encode
 #: the database's clock, milliseconds since the Unix epoch
 _NOW = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()) * sa.literal_column("1000"), sa.BigInteger)
 #: in a FROM clause: tells the workers, once the transaction commits
-_TELL = sa.func.pg_notify(CHANNEL, "").alias("told")
+_TELL = sa.func.pg_notify(CHANNEL, NEWS).alias("told")
 #: what a caller writes of a row
 _COLUMNS: dict[str, sa.types.TypeEngine[Any]] = {
     "id": sa.String(),

@@ -12,8 +12,9 @@ import msgspec
 
 from dispatcher.errors import FieldError, Problem
 
-#: told of with each row that is written (NOTIFY)
-CHANNEL = "dispatcher_outbox"
+#: the channel of PostgreSQL on which workers hear what is to be done, and what they are told with each row
+CHANNEL = "dispatcher"
+NEWS = '{"by":"outbox","outbox":true}'
 #: fields of a task that are sealed
 SEALED_FIELDS = frozenset({"callback_url", "secret", "headers"})
 

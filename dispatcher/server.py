@@ -1,22 +1,25 @@
-"""`dispatcher serve`: puts the parts together and runs them until told to stop."""
+"""`dispatcher serve` and `dispatcher worker`: puts the parts together and runs them until told to stop.
+
+A role leaves parts out. What is there is built in one way, whoever else works on the same database.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import structlog
-import uvicorn
 
-from dispatcher import collector, tokens
+from dispatcher import collector, metrics
 from dispatcher.account_cache import AccountCache
-from dispatcher.api.app import create_app
+from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
+from dispatcher.api.elsewhere import Elsewhere
 from dispatcher.api.outbox import OutboxTaker
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
@@ -32,35 +35,60 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
+from dispatcher.hearing import hearing
+from dispatcher.heartbeat import Heartbeat
+from dispatcher.http_server import HttpServer
 from dispatcher.installation import Installation, open_installation, sole_server
+from dispatcher.leash import Leash
+from dispatcher.listening import dev_token, listen, say_ready
+from dispatcher.loops import repeat
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
-from dispatcher.processors.registry import load_processors
+from dispatcher.processors.registry import Registry, load_processors
 from dispatcher.store import Store
-from dispatcher.store import accounts as token_store
-from dispatcher.store.outbox import Taken
+from dispatcher.store.news import News
 
 log = structlog.get_logger(__name__)
 
-#: how long the taking of the outbox rests, as a multiple of the time that a step took
+#: how long the taking of the outbox rests, as a multiple of the time that a step took: others wait for what it takes
 OUTBOX_REST = 0.5
-#: the account that `--dev` makes a token for
-DEV_ACCOUNT = "dev"
-#: and the note by which that token is known
-DEV_NOTE = "made by serve --dev"
 
 
-async def serve(settings: Settings) -> None:
-    """Run the whole service until SIGTERM or SIGINT. Raises ConfigError when it cannot start."""
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What works on what was accepted."""
+
+    store: Store
+    engine: Engine
+    tasks: TaskEngine
+    chores: Chores
+    maintenance: Maintenance
+
+    def hear(self, news: News) -> None:
+        """Take up what a commit, of this process or another, left to be done."""
+        self.engine.hear(news)
+        if news.tasks:
+            self.tasks.wake()
+        if news.chores:
+            self.chores.wake()
+        elif news.outbox:
+            self.chores.wake("outbox")
+
+
+async def serve(settings: Settings, leash: Leash | None = None) -> None:
+    """Run what the settings' role has, until SIGTERM or SIGINT; on a leash, no longer than the parent.
+
+    Raises ConfigError when it cannot start.
+    """
+    _check_role(settings)
     registry = load_processors(settings)
     _raise_file_limit()
     async with AsyncExitStack() as stack:
         stack.enter_context(sole_server(settings))
         installation = await open_installation(settings)
         stack.push_async_callback(installation.database.close)
-        if not settings.dev:
-            await token_store.revoke_noted(installation.database, DEV_NOTE, actor="serve without --dev")
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        token = None if leash else await dev_token(settings, installation)
+        listener = leash.listener if leash else stack.enter_context(listen(settings.host, settings.port))
         store = await Store.open(
             installation.database,
             installation.keyring,
@@ -68,51 +96,98 @@ async def serve(settings: Settings) -> None:
             alone=installation.embedded,
         )
         stack.push_async_callback(store.close)
+        heartbeat = Heartbeat(store, ttl=settings.session_ttl)
         policy = EgressPolicy.of(settings)
-        resolver = Resolver(nameservers=settings.nameservers)
-        stack.push_async_callback(resolver.aclose)
-        transport = _transport(settings, resolver, policy)
-        stack.push_async_callback(transport.aclose)
         accounts = AccountCache(store)
-        sender = Sender(
+        reader = Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring)
+        work: Work | None = None
+        if settings.does_work:
+            sender = await stack.enter_async_context(_sender(settings, installation, policy))
+            work = _work(
+                settings=settings,
+                store=store,
+                heartbeat=heartbeat,
+                registry=registry,
+                accounts=accounts,
+                sender=sender,
+            )
+            if not installation.embedded:
+                taker = OutboxTaker(store, reader, accounts, expect=work.engine.expect)
+                work.chores.add(taker.outbox, rest=OUTBOX_REST)
+        services = Services(
+            settings=settings,
+            installation=installation,
+            store=store,
+            registry=registry,
+            engine=Elsewhere() if work is None else work.engine,
+            accounts=accounts,
+            auth=Authenticator(installation),
+            reader=reader,
+        )
+
+        async def on_ready() -> None:
+            collector.calm()
+            if leash:
+                await leash.say_ready()
+            else:
+                say_ready(settings, listener, token)
+
+        create = create_app if settings.takes_requests else create_worker_app
+        server = HttpServer(
+            create(services, lambda _app: _running(heartbeat, work, settings)),
+            grace=settings.grace,
+            on_ready=on_ready,
+        )
+        if leash:
+            await stack.enter_async_context(_held(leash, server))
+        await server.serve(sockets=[listener])
+        if server.has_failed:
+            raise DispatcherError("the service did not start or stop as it should; the log says why")
+
+
+def _check_role(settings: Settings) -> None:
+    if settings.role != "all" and settings.database_url is None:
+        raise ConfigError(
+            f"the role {settings.role} is for one of several processes, and those need PostgreSQL: set DATABASE_URL"
+        )
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _work(
+    *,
+    settings: Settings,
+    store: Store,
+    heartbeat: Heartbeat,
+    registry: Registry,
+    accounts: AccountCache,
+    sender: Sender,
+) -> Work:
+    return Work(
+        store=store,
+        engine=Engine(store, sender, accounts, settings, heartbeat),
+        tasks=TaskEngine(store, registry, settings),
+        chores=Chores(store, release_rate=settings.release_rate, source=settings.event_source),
+        maintenance=Maintenance(store, settings),
+    )
+
+
+@asynccontextmanager
+async def _sender(settings: Settings, installation: Installation, policy: EgressPolicy) -> AsyncIterator[Sender]:
+    resolver = Resolver(nameservers=settings.nameservers)
+    transport = _transport(settings, resolver, policy)
+    try:
+        yield Sender(
             transport,
             deadline=settings.send_timeout,
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
         )
-        engine = Engine(store, sender, accounts, settings, on_moves=lambda: chores.wake())  # noqa: PLW0108 - it does not exist yet
-        chores = Chores(store, release_rate=settings.release_rate, source=settings.event_source, on_due=engine.wake)
-        reader = Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring)
-        services = Services(
-            settings=settings,
-            installation=installation,
-            store=store,
-            registry=registry,
-            engine=engine,
-            chores=chores,
-            tasks=TaskEngine(store, registry, settings, on_result=engine.wake),
-            accounts=accounts,
-            auth=Authenticator(installation),
-            reader=reader,
-        )
-        if not installation.embedded:
-            taker = OutboxTaker(store, reader, accounts, then=lambda taken: _on_taken(services, taken))
-            # What others have published waits for nothing but its turn.
-            chores.add(taker.outbox, rest=OUTBOX_REST)
-        server = _Server(services, listener)
-        await server.serve(sockets=[listener])
-        if not server.started or server.lifespan.should_exit:
-            raise DispatcherError("the service did not start or stop as it should; the log says why")
-
-
-def _on_taken(services: Services, taken: Taken) -> None:
-    """Rows of the outbox have become tasks and events."""
-    services.engine.expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
-    if any(task.body is None for task in taken.tasks):
-        services.tasks.wake()
-    if taken.unfinished:
-        services.chores.wake("fan_out")
+    finally:
+        await transport.aclose()
+        await resolver.aclose()
 
 
 def _transport(settings: Settings, resolver: Resolver, policy: EgressPolicy) -> Transport:
@@ -131,99 +206,59 @@ def _handshakes(settings: Settings, installation: Installation) -> Handshakes:
     )
 
 
+# --- life -------------------------------------------------------------------------------------------------
+
+
 @asynccontextmanager
-async def _running(services: Services) -> AsyncIterator[None]:
-    """What works behind the API: maintenance and both engines."""
+async def _running(heartbeat: Heartbeat, work: Work | None, settings: Settings) -> AsyncIterator[None]:
+    """What runs behind the routes."""
+    await heartbeat.start()
+    try:
+        if work is None:
+            yield
+        else:
+            async with _working(work, settings):
+                yield
+    finally:
+        # What is in flight when we are told to stop still hangs on the session.
+        await heartbeat.stop()
 
-    def on_freed() -> None:
-        services.engine.scan_soon()
-        services.tasks.wake()
 
-    maintenance = Maintenance(services.store, services.settings, on_freed=on_freed)
+@asynccontextmanager
+async def _working(work: Work, settings: Settings) -> AsyncIterator[None]:
+    grace = settings.grace
+    work.store.on_news(work.hear)
     # What dead processes left is freed before anything else happens.
-    await maintenance.start()
-    await services.engine.start()
-    services.tasks.start()
-    services.chores.start()
+    await work.maintenance.start()
+    await work.engine.start()
+    work.tasks.start()
+    work.chores.start()
+    try:
+        async with hearing(settings, session=lambda: work.store.session, hear=work.hear):
+            yield
+    finally:
+        await work.chores.stop()
+        # Both stop taking work at once, and share the time that is left for what is under way.
+        await asyncio.gather(work.tasks.stop(grace), work.engine.stop(grace))
+        await work.maintenance.stop()
+
+
+@asynccontextmanager
+async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
+    """Stop the server when the parent is gone; until then, show its siblings what we are at."""
+
+    async def stop_when_alone() -> None:
+        await leash.parent_gone()
+        log.warning("parent_gone")
+        server.stop()
+
+    tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]
     try:
         yield
     finally:
-        grace = services.settings.grace
-        await services.chores.stop()
-        # Both stop taking work at once, and share the time that is left for what is under way.
-        await asyncio.gather(services.tasks.stop(grace), services.engine.stop(grace))
-        await maintenance.stop()
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn, with our line on stdout once it takes requests."""
-
-    def __init__(self, services: Services, listener: socket.socket) -> None:
-        settings = services.settings
-        config = uvicorn.Config(
-            create_app(services, lambda _app: _running(services)),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,  # nothing here depends on who the caller seems to be
-            date_header=True,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
-        )
-        super().__init__(config)
-        self._services = services
-        self._listener = listener
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, and then end by ourselves; uvicorn's own would end the process half-way."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, then say so."""
-        await super().startup(sockets=sockets)
-        if self.should_exit:
-            return
-        settings = self._services.settings
-        if settings.dev:
-            log.warning("dev_mode", admits="plain http, loopback addresses and any port for what is sent")
-            print("token", await _dev_token(self._services.installation), flush=True)  # noqa: T201 - for the caller of --dev
-        host, port = self._listener.getsockname()[:2]
-        collector.calm()
-        shown = f"[{host}]" if ":" in host else host
-        print(f"dispatcher ready on http://{shown}:{port}", flush=True)  # noqa: T201 - stdout's one line
-
-
-async def _dev_token(installation: Installation) -> str:
-    return await tokens.issue(
-        installation,
-        account=DEV_ACCOUNT,
-        scopes=tokens.SCOPES,
-        actor="serve --dev",
-        ttl=30 * 86_400,
-        note="made by serve --dev",
-    )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as exc:
-        listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {exc.strerror}") from exc
-    return listener
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _raise_file_limit() -> None:

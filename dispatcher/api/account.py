@@ -64,7 +64,6 @@ def add_routes(router: APIRouter, services: Services) -> None:
         if endpoint is not UNSET:
             draft, key = endpoint or (None, None)
             await services.store.set_operational(who(services, caller), draft, key)
-            services.chores.wake()
         services.accounts.forget(caller.account)
         made = endpoint[1].secret if endpoint and not _is_given(change) else None
         return answer(await view(await accounts.read_account(database, keyring, caller.account), made))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dispatcher.api import docs, failures, openapi, routes, shapes
+from dispatcher.api import docs, failures, health, openapi, routes, shapes
 from dispatcher.api.events import Publishing
 from dispatcher.api.hot import Handler, answered
 from dispatcher.api.intake import Intake
@@ -99,6 +99,16 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
         "/events/batch": publishing.post_batch,
     }
     return Front(app, hot)
+
+
+def create_worker_app(services: Services, lifespan: Lifespan) -> ASGIApp:
+    """What a worker answers: how it is, and nothing else."""
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    failures.install(app)
+    router = APIRouter()
+    health.add_routes(router, services)
+    app.include_router(router)
+    return Front(app, {})
 
 
 class Front:

@@ -25,7 +25,6 @@ MAX_WAITING = 20
 
 async def answered(services: Services, asked: Asked, to: Subscription) -> shapes.Ping:
     """What an endpoint answered; or, if that takes too long, how far it has got."""
-    services.engine.wake(asked.lane)
     if services.waiting[to.account] < MAX_WAITING:
         services.waiting[to.account] += 1
         try:
@@ -34,8 +33,6 @@ async def answered(services: Services, asked: Asked, to: Subscription) -> shapes
             services.waiting[to.account] -= 1
             if not services.waiting[to.account]:
                 del services.waiting[to.account]
-    # It may have enabled its subscription, for which deliveries are held.
-    services.chores.wake()
     found = await queries.delivery(services.store.database, to.account, asked.delivery_id)
     if found is None:
         raise not_found("delivery")

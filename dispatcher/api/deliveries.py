@@ -81,7 +81,6 @@ def add_routes(router: APIRouter, services: Services) -> None:
             new_id, headers = made.answer.decode(), {"Idempotency-Replayed": "true"}
         else:
             new_id, headers = made.delivery_id, {}
-            services.engine.wake(made.lane)
         headers["Location"] = f"/deliveries/{new_id}"
         return answer(await _found(services, caller.account, new_id), status=202, headers=headers)
 
@@ -156,7 +155,6 @@ async def begin_redelivery(
     begun = await services.store.redeliver_all(Bulk(id=new_id(), account=account, criteria=criteria, key=key))
     if isinstance(begun, Replayed):
         return await _begun(services, account, begun.answer.decode(), replayed=True)
-    services.chores.wake()
     return await _begun(services, account, begun)
 
 

@@ -188,10 +188,6 @@ class _HandOff:
         if isinstance(result, Accepted):
             metrics.events_accepted.inc(result.count)
             engine.expect(result.waiting)
-            for lane in result.lanes:
-                engine.wake(lane)
-            if result.unfinished:
-                self._services.chores.wake()
 
 
 def described(published: Published) -> bytes:

@@ -37,7 +37,6 @@ def add_routes(router: APIRouter, services: Services) -> None:
             await services.store.grant_handshake(delivery_id, handshake.rate_of(allowed))
         except Problem:
             raise not_found("handshake") from None
-        services.chores.wake()
         return answer(shapes.Granted(status="granted"), headers={"Cache-Control": "no-store"})
 
     for method in ("GET", "POST"):

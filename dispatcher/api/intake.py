@@ -110,18 +110,13 @@ class _HandOff:
         for task in self.tasks:
             if task.body is None:
                 continue
-            if not task.handed_off:
-                if stored:
-                    self._services.engine.wake(_lane(task))
-            elif stored:
+            if task.handed_off and stored:
                 self._services.engine.hand_off(_leased(task, task.body))
-            else:
+            elif task.handed_off:
                 self._services.engine.cancel_reservation(_lane(task), len(task.body.body))
         if stored:
             self._services.engine.expect(sum(task.body is not None and not task.handed_off for task in self.tasks))
             metrics.tasks_accepted.inc(len(self.tasks))
-            if any(task.body is None for task in self.tasks):
-                self._services.tasks.wake()
 
 
 def described(task: NewTask, token: Token) -> shapes.TaskAccepted:

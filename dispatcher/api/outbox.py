@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 import msgspec
@@ -43,24 +43,19 @@ Item = Task | Event | Refusal
 class OutboxTaker:
     """Takes rows, a step at a time."""
 
-    def __init__(self, store: Store, reader: Reader, accounts: AccountCache, *, then: Callable[[Taken], None]) -> None:
-        """`then` is told what each step did, once that is on disk."""
+    def __init__(self, store: Store, reader: Reader, accounts: AccountCache, *, expect: Callable[[int], None]) -> None:
+        """`expect` is told how many deliveries a step has made, once they are on disk."""
         self._store = store
         self._reader = reader
         self._accounts = accounts
-        self._then = then
+        self._expect = expect
 
-    async def outbox(self) -> tuple[Iterable[str], float | None]:
+    async def outbox(self) -> float | None:
         """Take the next rows; answers as a step of `Chores` does."""
-        limits = self._reader.limits
-        waiting = await self._store.outbox_waiting(max_body=limits.max_body)
-        items = await self._read_all(waiting.rows, waiting.keys)
-        lanes: set[str] = set()
-        moved = False
-        for taken in await self._take(items):
-            lanes |= taken.lanes
-            moved = moved or bool(taken.done or taken.refused or taken.stale)
-        return lanes, 0.0 if moved else LOOK_INTERVAL
+        waiting = await self._store.outbox_waiting(max_body=self._reader.limits.max_body)
+        taken = await self._take(await self._read_all(waiting.rows, waiting.keys))
+        moved = any(one.done or one.refused or one.stale for one in taken)
+        return 0.0 if moved else LOOK_INTERVAL
 
     # Read
 
@@ -165,7 +160,7 @@ class OutboxTaker:
         metrics.events_accepted.inc(taken.events)
         for one in taken.refused:
             log.warning("outbox_refused", outbox_id=one.row.id, account=one.row.account, problem=one.problem["type"])
-        self._then(taken)
+        self._expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
 
 
 #: the problem of a row that ran into a fault of ours; the log says more

@@ -9,6 +9,7 @@ from dispatcher.api import (
     deliveries,
     events,
     handshakes,
+    health,
     installation,
     secrets,
     subscriptions,
@@ -21,6 +22,17 @@ from dispatcher.api.services import Services
 def build(services: Services) -> APIRouter:
     """All routes, over these services."""
     router = APIRouter()
-    for resource in (tasks, work, events, subscriptions, secrets, handshakes, deliveries, account, installation):
+    for resource in (
+        tasks,
+        work,
+        events,
+        subscriptions,
+        secrets,
+        handshakes,
+        deliveries,
+        account,
+        installation,
+        health,
+    ):
         resource.add_routes(router, services)
     return router

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.reading import Reader
-from dispatcher.chores import Chores
 from dispatcher.config import Settings
-from dispatcher.delivery.engine import Engine
 from dispatcher.installation import Installation
-from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry
 from dispatcher.store import Store
+from dispatcher.store.records import LeasedDelivery
+
+
+class Delivering(Protocol):
+    """Who delivers, as those see it who accept: `delivery.engine.Engine` tells what each of these is for."""
+
+    def reserve(self, lane: str, size: int) -> bool: ...
+    def cancel_reservation(self, lane: str, size: int) -> None: ...
+    def hand_off(self, delivery: LeasedDelivery) -> None: ...
+    def expect(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +33,7 @@ class Services:
     installation: Installation
     store: Store
     registry: Registry
-    engine: Engine
-    chores: Chores
-    tasks: TaskEngine
+    engine: Delivering
     accounts: AccountCache
     auth: Authenticator
     reader: Reader

@@ -157,7 +157,6 @@ def _add_changes(router: APIRouter, services: Services) -> None:
     async def delete_subscription(request: Request, id: str) -> Response:  # noqa: A002 - the path parameter's name
         caller = await services.auth.caller(request, scope=WRITE)
         await store.delete_subscription(who(services, caller), known("subscription", id))
-        services.chores.wake()
         return Response(status_code=204)
 
 
@@ -276,7 +275,6 @@ async def _replayed(services: Services, caller: Caller, earlier: Replayed) -> Re
 
 async def _disabled(services: Services, caller: Caller, subscription_id: str) -> Subscription:
     changed = await services.store.disable_subscription(who(services, caller), subscription_id)
-    services.chores.wake()
     return changed.subscription
 
 

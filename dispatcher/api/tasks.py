@@ -66,6 +66,5 @@ def add_routes(router: APIRouter, services: Services) -> None:
         timeout = processor.timeout if processor is not None and waits else 0.0
         account = await services.accounts.get(caller.account)
         callback, _ = services.reader.callback(wish, account=account, timeout=timeout)
-        lane = await store.replace_callback(caller.account, id, callback)
-        services.engine.wake(lane)
+        await store.replace_callback(caller.account, id, callback)
         return answer(await find_task(services, caller.account, id))

@@ -108,9 +108,8 @@ def _spans(services: Services, types: list[str]) -> dict[str, float]:
 
 async def _finish(services: Services, report: TaskReport) -> None:
     settled = await services.store.finish_task(report)
-    if settled.lane is not None:
+    if settled.state is not TaskState.QUEUED:
         metrics.tasks_finished.labels(settled.state).inc()
-        services.engine.wake(settled.lane)
 
 
 def _report(services: Services, task: LeasedTask, wish: shapes.ResultRequest, account: str | None) -> TaskReport:

@@ -13,6 +13,8 @@ from typer.main import get_command
 #: command -> module here, which has it as `app`
 COMMANDS = {
     "serve": "serving",
+    "worker": "working",
+    "init": "installing",
     "token": "tokens",
     "keyring": "keyring",
     "outbox": "outbox",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
@@ -25,11 +25,13 @@ from dispatcher.delivery.patience import Patience
 from dispatcher.delivery.sender import Sender
 from dispatcher.delivery.settler import Settler
 from dispatcher.errors import StoreUnavailable
+from dispatcher.heartbeat import Heartbeat
 from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
 from dispatcher.store.leasing import MAX_LANES_PER_CLAIM
+from dispatcher.store.news import News
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
 
@@ -66,15 +68,14 @@ class Engine:
         sender: Sender,
         accounts: AccountCache,
         settings: Settings,
-        *,
-        on_moves: Callable[[], None],
+        heartbeat: Heartbeat,
     ) -> None:
         self._store = store
-        #: told when the deliveries of a subscription are to be held or released
-        self._on_moves = on_moves
         self._sender = sender
         self._accounts = accounts
         self._settings = settings
+        self._heartbeat = heartbeat
+        heartbeat.tell(on_beat=self._go_on, on_over=self._drop_all)
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
             max_bytes=settings.queue_bytes,
@@ -92,7 +93,6 @@ class Engine:
         #: every delivery that this process holds a lease of, until it is settled
         self._known: set[str] = set()
         self._unexplained: set[str] = set()
-        self._session_until = 0.0
         #: due work waits for memory, or for the session's heartbeat
         self._starved = False
         self._stopping = False
@@ -101,16 +101,13 @@ class Engine:
 
     async def start(self) -> None:
         """Begin to lease and send."""
-        await self._beat()
-        metrics.in_flight.set_function(lambda: self._lanes.in_flight)
-        metrics.queued.set_function(lambda: self._lanes.waiting)
-        metrics.lanes.set_function(lambda: len(self._lanes))
+        metrics.watch(metrics.in_flight, lambda: self._lanes.in_flight)
+        metrics.watch(metrics.queued, lambda: self._lanes.waiting)
+        metrics.watch(metrics.lanes, lambda: len(self._lanes))
         self._loops = [
             asyncio.create_task(repeat(step, while_=lambda: not self._stopping), name=step.__name__)
             for step in (self._lease_due, self._scan)
         ]
-        # What is in flight when we are told to stop still hangs on the session.
-        self._loops.append(asyncio.create_task(repeat(self._keep_session), name="keep_session"))
         self._loops.append(asyncio.create_task(repeat(self._governor.watch), name="governor"))
 
     async def stop(self, grace: float) -> None:
@@ -136,6 +133,9 @@ class Engine:
             # Cut off in the middle of a request: the next process must know that it may have arrived.
             with contextlib.suppress(StoreUnavailable):
                 await self._store.interrupt(sorted(self._known))
+        with contextlib.suppress(StoreUnavailable):
+            # What waits for us in lanes that only we were at, others find.
+            await self._store.leave()
 
     # Hand-off from intake
 
@@ -160,12 +160,17 @@ class Engine:
         """Tell that so many deliveries were committed that are not handed off: leasing has to keep up with them."""
         self._governor.expect(count)
 
-    def scan_soon(self) -> None:
-        """Tell that there may be work in the database that no hint told of."""
-        self._scan_wanted.set()
+    def hear(self, news: News) -> None:
+        """Learn what a commit, of this process or another, left to be sent."""
+        for lane in news.lanes:
+            self._wake_for(lane)
+        for key, seconds in news.pauses.items():
+            self._pause(self._lanes.get(key), seconds)
+        if news.more:
+            self._scan_wanted.set()
 
-    def wake(self, lane: str, delay: float = 0.0) -> None:
-        """Tell that a lane has work in the database, due in `delay` seconds."""
+    def _wake_for(self, lane: str, delay: float = 0.0) -> None:
+        """A lane has work in the database, due in `delay` seconds."""
         self._agenda.note(lane, _now() + delay)
         self._wake.set()
 
@@ -280,7 +285,7 @@ class Engine:
         try:
             report = await self._send(turn)
             self._learn(turn.lane, report)
-            self._settler.add(turn.lane, report)
+            self._settler.add(report)
         except _NotNowError as exc:
             self._reconsider(turn.lane, _now())
             self._spawn(self._give_back([turn.delivery], delay=exc.delay))
@@ -336,10 +341,10 @@ class Engine:
             self._lanes.refresh(lane, now)
         self._reconsider(lane, now)
 
-    def _on_settled(self, lane: Lane, report: Report, settled: Settled | None) -> None:
+    def _on_settled(self, report: Report, settled: Settled | None) -> None:
         self._known.discard(report.delivery_id)
         if settled is not None:
-            self._plan(lane, settled)
+            self._plan(settled)
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
@@ -350,18 +355,18 @@ class Engine:
         elif self._starved:
             self._wake.set()
 
-    def _plan(self, lane: Lane, settled: Settled) -> None:
-        now = _now()
-        if settled.pause is not None:
-            lane.quiet_until = max(lane.quiet_until, now + settled.pause)
-            self._hush(lane, settled.pause)
-            self._reconsider(lane, now)
+    def _plan(self, settled: Settled) -> None:
         if settled.delay is not None:
-            self.wake(settled.lane, settled.delay)
+            self._wake_for(settled.lane, settled.delay)
         if settled.promoted:
-            self.wake(settled.lane)
-        if settled.moves:
-            self._on_moves()
+            self._wake_for(settled.lane)
+
+    def _pause(self, lane: Lane, seconds: float) -> None:
+        """An endpoint has asked to be left alone."""
+        now = _now()
+        lane.quiet_until = max(lane.quiet_until, now + seconds)
+        self._hush(lane, seconds)
+        self._reconsider(lane, now)
 
     def _hush(self, lane: Lane, seconds: float) -> None:
         """A lane is quiet for a while: look at it again then, and hold no leases for it too long."""
@@ -432,7 +437,6 @@ class Engine:
         if stray:
             log.error("stray_leases", count=len(stray))
             await self._store.interrupt(sorted(stray))
-            await self._find_lanes()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SCAN_INTERVAL):
                 await self._scan_wanted.wait()
@@ -444,30 +448,23 @@ class Engine:
         while True:
             found = await self._store.due_lanes(after=after, limit=SCAN_PAGE)
             for lane, delay in found.items():
-                self.wake(lane, delay)
+                self._wake_for(lane, delay)
             if len(found) < SCAN_PAGE:
                 return
             after = max(found)
 
-    async def _keep_session(self) -> None:
-        """Prolong the session, then rest."""
-        await self._beat()
+    def _go_on(self) -> None:
+        """The session lives: what waited for that is sent and leased."""
         self._pump()
         self._wake.set()
-        await asyncio.sleep(self._settings.session_ttl / 6)
 
-    async def _beat(self) -> None:
-        started = _now()
-        if not await self._store.heartbeat():
-            log.warning("session_over")
-            # Its leases are being freed by whoever ended it; nothing of them may be sent any more.
-            for lane in self._lanes:
-                self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
-            await self._store.renew_session()
-        self._session_until = started + self._settings.session_ttl
+    def _drop_all(self) -> None:
+        """The session is over. Its leases are being freed by whoever ended it, and nothing of them may be sent."""
+        for lane in self._lanes:
+            self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
 
     def _has_lease_for_a_send(self, now: float) -> bool:
-        return self._session_until - now >= self._settings.longest_send + LEASE_MARGIN
+        return self._heartbeat.until - now >= self._settings.longest_send + LEASE_MARGIN
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

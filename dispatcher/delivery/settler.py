@@ -11,7 +11,6 @@ import structlog
 
 from dispatcher.delivery.availability import until_available
 from dispatcher.delivery.governor import LARGEST_SETTLE
-from dispatcher.delivery.lanes import Lane
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import Store
 from dispatcher.store.records import Report, Settled
@@ -32,17 +31,17 @@ class Settler:
         store: Store,
         *,
         most: Callable[[], int],
-        on_settled: Callable[[Lane, Report, Settled | None], None],
+        on_settled: Callable[[Report, Settled | None], None],
     ) -> None:
         self._store = store
         self._most = most
         self._on_settled = on_settled
-        self._waiting: deque[tuple[Lane, Report]] = deque()
+        self._waiting: deque[Report] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, lane: Lane, report: Report) -> None:
+    def add(self, report: Report) -> None:
         """Record this attempt soon, however long the database is away."""
-        self._waiting.append((lane, report))
+        self._waiting.append(report)
         if self._task is None:
             self._task = asyncio.create_task(self._settle_all(), name="settler")
 
@@ -81,10 +80,9 @@ class Settler:
     async def _whenever(self, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
         return await until_available(lambda: self._store.settle(reports))
 
-    async def _settle(self, batch: list[tuple[Lane, Report]], record: _Record) -> None:
-        reports = [report for _, report in batch]
+    async def _settle(self, batch: list[Report], record: _Record) -> None:
         try:
-            answers = await record(reports)
+            answers = await record(batch)
         except StoreUnavailable:
             raise
         except Exception:
@@ -94,15 +92,15 @@ class Settler:
                     await self._settle([one], record)
                 return
             # The lease is still in the database, and the scan frees leases nobody knows.
-            log.exception("settle_failed_inside", delivery=reports[0].delivery_id)
-            self._on_settled(*batch[0], None)
+            log.exception("settle_failed_inside", delivery=batch[0].delivery_id)
+            self._on_settled(batch[0], None)
         else:
             self._tell(batch, answers)
 
-    def _tell(self, batch: list[tuple[Lane, Report]], answers: list[Settled | LeaseLost]) -> None:
-        for (lane, report), answer in zip(batch, answers, strict=True):
+    def _tell(self, batch: list[Report], answers: list[Settled | LeaseLost]) -> None:
+        for report, answer in zip(batch, answers, strict=True):
             if isinstance(answer, LeaseLost):
                 log.warning("lease_lost", delivery=report.delivery_id, attempt=report.attempt)
-                self._on_settled(lane, report, None)
+                self._on_settled(report, None)
             else:
-                self._on_settled(lane, report, answer)
+                self._on_settled(report, answer)

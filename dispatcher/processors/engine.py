@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -41,15 +40,12 @@ _encode = msgspec.json.encode
 
 
 class TaskEngine:
-    """Works on this process's task types. `wake` it when a task comes in; it tells `on_result` each lane."""
+    """Works on this process's task types. `wake` it when a task comes in."""
 
-    def __init__(
-        self, store: Store, registry: Registry, settings: Settings, *, on_result: Callable[[str], None]
-    ) -> None:
+    def __init__(self, store: Store, registry: Registry, settings: Settings) -> None:
         self._store = store
         self._registry = registry
         self._settings = settings
-        self._on_result = on_result
         self._runs: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -131,9 +127,8 @@ class TaskEngine:
         settled = await self._finish(report)
         if settled is not None:
             log.info("task", task=task.id, type=task.type, attempt=task.attempt, state=str(settled.state))
-            if settled.lane is not None:
+            if settled.state is not TaskState.QUEUED:
                 metrics.tasks_finished.labels(settled.state).inc()
-                self._on_result(settled.lane)
 
     async def _finish(self, report: TaskReport) -> TaskSettled | None:
         async for attempt in AsyncRetrying(

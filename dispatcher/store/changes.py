@@ -86,7 +86,10 @@ async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str
     elif delivery.state in TERMINAL_STATES:
         await delivery_store.insert_redelivery(tx, delivery._mapping, delivery_id=new_id(), lane=lane)
     else:
-        due = tx.now if delivery.body_id is not None else None
+        due = None
+        if delivery.body_id is not None:
+            due = tx.now
+            tx.news.lanes.add(lane)
         await tx.connection.execute(
             sa.update(deliveries).where(deliveries.c.id == delivery.id).values(lane=lane, due_at=due)
         )

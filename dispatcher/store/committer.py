@@ -7,22 +7,30 @@ answer always means "on disk". A caller that goes away cancels nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential,
+    wait_random,
+)
 
 from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
-from dispatcher.store import sessions
+from dispatcher.store import ledger, sessions
 from dispatcher.store.database import Database
+from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
 
 log = structlog.get_logger(__name__)
@@ -39,6 +47,8 @@ LATELY = 1.0
 MAX_TRIES = 5
 #: waits that are remembered until somebody takes them
 MAX_WAITS = 100
+#: seconds for which a commit without an answer is looked up
+FATE_WITHIN = 60.0
 #: rows that may wait for a commit; beyond it writers are told to come back
 MAX_WAITING_WEIGHT = 20_000
 
@@ -57,10 +67,31 @@ class Transaction:
     clock: float
     #: the session that this process's leases hang on
     session: str
+    #: deliveries that it accepts and ends, by account and state; the ledger gets them right before COMMIT
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: what it leaves to be done
+    news: News = field(default_factory=News)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
         return await run(self.connection, *steps)
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[None]:
+        """A part of it that is undone by itself where an exception leaves the block; so are its counts."""
+        before = self.counts.copy()
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            self.counts.clear()
+            self.counts.update(before)
+            raise
+
+    async def write_counts(self) -> None:
+        """Add what was counted to the ledger: the last thing that is done in it."""
+        if self.counts:
+            await self.run(ledger.counting(self.counts, session=self.session))
 
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
@@ -110,6 +141,8 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
+        #: told what each commit leaves to be done
+        self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
         self._urgent: deque[_Entry] = deque()
         self._patient: deque[_Entry] = deque()
@@ -266,16 +299,20 @@ class Committer:
         """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""
         batch_id = new_id()
         answers: dict[_Entry, Any] = {}
+        news = News()
         applied = False
         try:
             async with self._database.write(await self._connection()) as connection:
                 now = await sessions.mark_batch(connection, self.session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
+                await tx.write_counts()
+                if news:
+                    await tell_others(connection, news, sender=self.session)
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.
@@ -283,18 +320,30 @@ class Committer:
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
             if not (applied and await self._was_committed(batch_id)):
                 raise
+        if news:
+            self.on_news(news)
         return [answers[entry] for entry in batch]
 
     async def _was_committed(self, batch_id: str) -> bool:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_exponential(multiplier=0.05, max=2),
-            stop=stop_after_attempt(20),
+            stop=stop_after_delay(FATE_WITHIN),
+            # The database is away; nobody has to wait with us to hear that.
+            before_sleep=lambda _: self._refuse_waiting(),
             reraise=True,
         ):
             with attempt:
                 return await sessions.last_batch(self._database, self.session) == batch_id
         raise StoreUnavailable("the fate of a commit could not be looked up")
+
+    def _refuse_waiting(self) -> None:
+        """Tell all who wait for a batch of their own that nothing of theirs was stored."""
+        for waiting in (self._urgent, self._patient):
+            while waiting:
+                entry = waiting.popleft()
+                self._waiting_weight -= entry.weight
+                entry.resolve(StoreUnavailable("the database is away"))
 
 
 def _by_kind(batch: list[_Entry]) -> list[tuple[Write[Any, Any], list[_Entry]]]:

@@ -67,9 +67,20 @@ class Database:
     may succeed, StoreContended that it may at once; anything else is a fault of the statement.
     """
 
-    def __init__(self, url: str, *, connections: int = CONNECTIONS, pgbouncer: bool = False) -> None:
-        """`connections` and `pgbouncer` are for PostgreSQL. Raises ConfigError when the URL cannot be used."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = CONNECTIONS,
+        pgbouncer: bool = False,
+        timeout: float = postgres.COMMAND_TIMEOUT,
+    ) -> None:
+        """`connections`, `pgbouncer` and `timeout` (of a statement, seconds) are for PostgreSQL.
+
+        Raises ConfigError when the URL cannot be used.
+        """
         self.url = url
+        self._pgbouncer = pgbouncer
         if url.startswith("sqlite+aiosqlite:"):
             self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
@@ -78,13 +89,16 @@ class Database:
             raise ConfigError("DATABASE_URL names a database that cannot be used: it begins with postgresql://")
         writers = max(1, connections // 4)
         # Each statement sees what was committed before it: who waited for a row's lock decides by what it is now.
-        self._writer = postgres.engine(url, pool_size=writers, isolation_level="READ COMMITTED", pgbouncer=pgbouncer)
+        self._writer = postgres.engine(
+            url, pool_size=writers, isolation_level="READ COMMITTED", pgbouncer=pgbouncer, command_timeout=timeout
+        )
         self._reader = postgres.engine(
             url,
             pool_size=max(1, connections - writers),
             isolation_level="REPEATABLE READ",
             read_only=True,
             pgbouncer=pgbouncer,
+            command_timeout=timeout,
         )
 
     @asynccontextmanager
@@ -121,11 +135,22 @@ class Database:
 
         Raises ConfigError when the database is one that could lose what it committed, or spoil text.
         """
-        async with self.write() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
-                await _check_postgresql(connection)
-            yield connection
+        if self._writer.dialect.name == "sqlite":
+            async with self.write() as connection:
+                yield connection
+            return
+        # It may wait for another process that does so, and take as long as there is data to move.
+        patient = postgres.engine(
+            self.url, pool_size=1, isolation_level="READ COMMITTED", pgbouncer=self._pgbouncer, command_timeout=None
+        )
+        try:
+            with translated_errors():
+                async with patient.begin() as connection:
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP_LOCK)))
+                    await _check_postgresql(connection)
+                    yield connection
+        finally:
+            await patient.dispose()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -157,6 +182,8 @@ class translated_errors:  # noqa: N801 - a context manager that reads as a sente
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, PoolTimeout):
             raise StoreUnavailable("every database connection is in use") from error
+        if error is not None and postgres.is_cut(error):
+            raise StoreUnavailable(f"the database does not answer ({type(error).__name__})") from error
         if error is not None and postgres.is_error(error):
             postgres.hide_values(error)
         elif not isinstance(error, (SQLAlchemyError, sqlite3.Error)):

@@ -111,10 +111,10 @@ class Moving(ordering.Placed, Protocol):
         """Where it stands until now."""
 
 
-async def end(tx: Transaction, rows: Sequence[Moving | sa.Row[Any]], state: DeliveryState, reason: str) -> set[str]:
-    """End deliveries that nobody is sending. Answers the lanes where others became due by it."""
+async def end(tx: Transaction, rows: Sequence[Moving | sa.Row[Any]], state: DeliveryState, reason: str) -> None:
+    """End deliveries that nobody is sending, and let those have their turn that stood behind them."""
     if not rows:
-        return set()
+        return
     await tx.connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.id.in_([row.id for row in rows]))
@@ -122,8 +122,8 @@ async def end(tx: Transaction, rows: Sequence[Moving | sa.Row[Any]], state: Deli
     )
     held = Counter(str(row.subscription_id) for row in rows if row.state == DeliveryState.HELD)
     await count_held(tx, {id_: -number for id_, number in held.items()})
-    await ledger.count(tx, Counter((row.account, state) for row in rows))
-    return await ordering.promote(tx, ordering.groups_of(rows))
+    tx.counts.update((row.account, state) for row in rows)
+    tx.news.lanes |= await ordering.promote(tx, ordering.groups_of(rows))
 
 
 async def wipe(tx: Transaction, task_ids: set[str]) -> None:
@@ -229,4 +229,5 @@ async def insert_redelivery(tx: Transaction, row: sa.RowMapping, *, delivery_id:
         )
     )
     await tx.connection.execute(sa.update(tasks).where(tasks.c.id == row["source_id"]).values(delivery_id=delivery_id))
-    await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))
+    tx.counts[row["account"], ledger.ACCEPTED] += 1
+    tx.news.lanes.add(lane)

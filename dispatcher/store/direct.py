@@ -36,6 +36,7 @@ async def apply(database: Database, change: Callable[[Transaction], Awaitable[T]
         made = await change(tx)
         if keep:
             await savepoint.commit()
+            await tx.write_counts()
         else:
             await savepoint.rollback()
         return made

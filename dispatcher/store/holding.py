@@ -43,6 +43,7 @@ async def disable(tx: Transaction, row: sa.RowMapping, reason: DisabledReason, *
             updated_at=tx.now,
         )
     )
+    tx.news.chores = True
     detail: dict[str, Any] = {"reason": reason}
     if status is not None:
         detail["status"] = status
@@ -75,6 +76,7 @@ async def activate(tx: Transaction, row: sa.RowMapping, *, granted_rate: float |
             updated_at=tx.now,
         )
     )
+    tx.news.chores = True
     await tell(tx, row, NoticeType.ENABLED, {})
 
 
@@ -116,8 +118,6 @@ class Moved:
 
     #: deliveries that changed
     count: int
-    #: lanes where something became due
-    lanes: frozenset[str]
     #: subscriptions that still have deliveries to move
     unfinished: int
 
@@ -139,11 +139,10 @@ async def _move(tx: Transaction, release_limit: int) -> Moved:
     rows = found.mappings().all()
     # A share for each, so that a long line keeps no other waiting.
     share = max(1, STEP // max(1, len(rows)))
-    count, lanes, unfinished = 0, set[str](), 0
+    count, unfinished = 0, 0
     for row in rows:
-        moved, due = await _step(tx, row, share, release_limit)
+        moved = await _step(tx, row, share, release_limit)
         count += moved
-        lanes |= due
         if moved:
             unfinished += 1
         else:
@@ -153,15 +152,15 @@ async def _move(tx: Transaction, release_limit: int) -> Moved:
     if len(rows) == STEP:
         # there may be others that this step had no place for
         unfinished = max(1, unfinished)
-    return Moved(count=count, lanes=frozenset(lanes), unfinished=unfinished)
+    return Moved(count=count, unfinished=unfinished)
 
 
-async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: int) -> tuple[int, set[str]]:
+async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: int) -> int:
     match Movement(row["movement"]):
         case Movement.HOLD:
             waiting = await _waiting(tx, row, limit)
             await hold(tx, row, [delivery.id for delivery in waiting])
-            return len(waiting), set()
+            return len(waiting)
         case Movement.RELEASE:
             # Of a line only the first becomes due: its pace is the endpoint's own.
             in_line = row["ordering"] == Ordering.FIFO
@@ -170,11 +169,13 @@ async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: 
             # What it had not come to hold yet is discarded, too; what was published since is not.
             before = deliveries.c.created_at < row["enabled_at"]
             left = [*await _held(tx, row, limit), *await _waiting(tx, row, limit, before)]
-            return len(left), await end(tx, left, DeliveryState.CANCELLED, "discarded")
+            await end(tx, left, DeliveryState.CANCELLED, "discarded")
+            return len(left)
         case Movement.CANCEL:
             await _mark_leased(tx, row)
             left = [*await _held(tx, row, limit), *await _waiting(tx, row, limit)]
-            return len(left), await end(tx, left, DeliveryState.CANCELLED, "deleted")
+            await end(tx, left, DeliveryState.CANCELLED, "deleted")
+            return len(left)
 
 
 async def _waiting(
@@ -205,10 +206,10 @@ async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.
     return rows.all()
 
 
-async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> tuple[int, set[str]]:
+async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> int:
     held = await _held(tx, row, limit)
     if not held:
-        return 0, set()
+        return 0
     await tx.connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.id == sa.bindparam("key"))
@@ -226,8 +227,9 @@ async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> tuple[int
         [{"key": delivery.id, "due": tx.now if delivery.seq is None else None} for delivery in held],
     )
     await count_held(tx, {row["id"]: -len(held)})
-    lanes = {delivery.lane for delivery in held if delivery.seq is None}
-    return len(held), lanes | await ordering.promote(tx, ordering.groups_of(held))
+    tx.news.lanes.update(delivery.lane for delivery in held if delivery.seq is None)
+    tx.news.lanes |= await ordering.promote(tx, ordering.groups_of(held))
+    return len(held)
 
 
 async def _mark_leased(tx: Transaction, row: sa.RowMapping) -> None:

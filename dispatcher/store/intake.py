@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ class Rows(NamedTuple):
     #: there is no work to do: its delivery is due at once
     is_done: bool
     is_handed_off: bool
+    lane: str
     #: the values that `_TASK`, `_DELIVERY` and `_BODY` begin with
     task: tuple[Any, ...]
     delivery: tuple[Any, ...]
@@ -50,10 +50,12 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
     has_body = task.body is not None
     content = task.body or Body(task.payload or b"null", JSON)
     sealed = seal_callback(keyring, task.callback, account=task.account, task_id=task.id)
+    lane = lane_of(task.account, task.callback.origin)
     return Rows(
         account=task.account,
         is_done=has_body,
         is_handed_off=task.handed_off,
+        lane=lane,
         task=(
             task.id,
             task.account,
@@ -78,7 +80,7 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
             task.account,
             task.id,
             task.delivery_id,
-            lane_of(task.account, task.callback.origin),
+            lane,
             DeliveryState.LEASED.value if task.handed_off else DeliveryState.PENDING.value,
             int(task.handed_off),
             *(0, 0),
@@ -129,6 +131,8 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
 
 async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
     now, session = tx.now, tx.session
+    tx.news.lanes.update(row.lane for row in rows if row.is_done and not row.is_handed_off)
+    tx.news.tasks |= not all(row.is_done for row in rows)
     await tx.run(
         (_TASK, [(*row.task, *((None, now, now) if row.is_done else (now, now, None))) for row in rows]),
         (
@@ -139,5 +143,5 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
             ],
         ),
         (_BODY, [row.body for row in rows]),
-        ledger.counting(tx, Counter((row.account, ledger.ACCEPTED) for row in rows)),
     )
+    tx.counts.update((row.account, ledger.ACCEPTED) for row in rows)

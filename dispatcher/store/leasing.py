@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import structlog
 
 from dispatcher.bodies import Body
 from dispatcher.models import DeliveryKind, DeliveryState
-from dispatcher.store import endpoints, holding, ledger
+from dispatcher.store import endpoints, holding
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
@@ -254,7 +253,7 @@ async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
         .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
     )
     await wipe(tx, {row.source_id for row in rows})
-    await ledger.count(tx, Counter((row.account, DeliveryState.EXPIRED) for row in rows))
+    tx.counts.update((row.account, DeliveryState.EXPIRED) for row in rows)
 
 
 # --- subscriptions ----------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """The ledger: deliveries counted as they are accepted and as they end.
 
+A transaction gathers what it counts (`Transaction.counts`) and writes it last. So a row of the ledger, which other
+processes want, too, is locked for no longer than the COMMIT takes, and all lock them in one order.
+
 The live states are counted by row when somebody asks. So the two sides of
 
     accepted = delivered + exhausted + rejected + expired + cancelled + pending + leased + held
@@ -15,7 +18,6 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.models import LIVE_STATES, TERMINAL_STATES
-from dispatcher.store.committer import Transaction
 from dispatcher.store.database import upsert
 from dispatcher.store.statements import Statement, Step
 from dispatcher.store.tables import deliveries, is_live, ledger
@@ -25,15 +27,9 @@ ACCEPTED = "accepted"
 SLOTS = 16
 
 
-async def count(tx: Transaction, counts: Counter[tuple[str, str]]) -> None:
-    """Add to the counts of (account, state)."""
-    if counts:
-        await tx.run(counting(tx, counts))
-
-
-def counting(tx: Transaction, counts: Counter[tuple[str, str]]) -> Step:
-    """What adds to the counts of (account, state)."""
-    slot = int(tx.session[-4:], 16) % SLOTS
+def counting(counts: Counter[tuple[str, str]], *, session: str) -> Step:
+    """What adds to the counts of (account, state), in the slot of this session."""
+    slot = int(session[-4:], 16) % SLOTS
     return _ADD, [(account, slot, str(state), number) for (account, state), number in sorted(counts.items())]
 
 

@@ -56,8 +56,6 @@ class Made:
 
     #: ids in the order of the targets
     ids: list[str] = field(default_factory=list)
-    #: lanes where something became due
-    lanes: set[str] = field(default_factory=set)
 
 
 async def make(tx: Transaction, makings: Sequence[Making]) -> list[Made]:
@@ -85,8 +83,8 @@ class _Batch:
         self._tx = tx
         self._standing = standing
         self._rows: list[dict[str, Any]] = []
-        #: rows that keep an order, and where to report that their lane has something due
-        self._ordered: list[tuple[dict[str, Any], Made]] = []
+        #: rows that keep an order
+        self._ordered: list[dict[str, Any]] = []
         self._held: Counter[str] = Counter()
 
     def add(self, making: Making) -> Made:
@@ -101,9 +99,9 @@ class _Batch:
             self._rows.append(row)
             made.ids.append(row["id"])
             if row["seq"] is not None:
-                self._ordered.append((row, made))
+                self._ordered.append(row)
             elif row["due_at"] is not None and target.handed_off is None:
-                made.lanes.add(row["lane"])
+                self._tx.news.lanes.add(row["lane"])
         return made
 
     def _row(self, making: Making, target: Target, mode: str) -> dict[str, Any]:
@@ -158,29 +156,29 @@ class _Batch:
         """Give those that keep an order their places, and let only the first of each group be due."""
         if not self._ordered:
             return
-        next_seq = await ordering.take_places(self._tx, Counter(row["subscription_id"] for row, _ in self._ordered))
-        groups = {(row["lane"], row["order_key"]) for row, _ in self._ordered}
+        next_seq = await ordering.take_places(self._tx, Counter(row["subscription_id"] for row in self._ordered))
+        groups = {(row["lane"], row["order_key"]) for row in self._ordered}
         taken = set(await ordering.heads(self._tx, groups))
-        for row, made in self._ordered:
+        for row in self._ordered:
             row["seq"] = next_seq[row["subscription_id"]]
             next_seq[row["subscription_id"]] += 1
             group = (row["lane"], row["order_key"])
             if group in taken:
                 row["due_at"] = None
             elif row["due_at"] is not None:
-                made.lanes.add(row["lane"])
+                self._tx.news.lanes.add(row["lane"])
             taken.add(group)
 
     async def insert(self) -> None:
         """Store them, and count them."""
         if not self._rows:
             return
-        counts: Counter[tuple[str, str]] = Counter()
+        await self._tx.run((_DELIVERY, [_values(row) for row in self._rows]))
+        counts = self._tx.counts
         for row in self._rows:
             counts[row["account"], ledger.ACCEPTED] += 1
             if row["finished_at"] is not None:
                 counts[row["account"], row["state"]] += 1
-        await self._tx.run((_DELIVERY, [_values(row) for row in self._rows]), ledger.counting(self._tx, counts))
         await count_held(self._tx, self._held)
 
 

@@ -23,7 +23,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.errors import Problem
 from dispatcher.limits import MAX_AROUND_PAYLOAD
-from dispatcher.models import lane_of
 from dispatcher.store import intake, notices, outbox_keys, publishing
 from dispatcher.store.accounts import write_audit
 from dispatcher.store.committer import Transaction
@@ -115,10 +114,6 @@ class Taken:
     events: int = 0
     #: deliveries to subscriptions that were made
     deliveries: int = 0
-    #: lanes where something became due
-    lanes: set[str] = field(default_factory=set)
-    #: a fan-out is to be done
-    unfinished: bool = False
     #: rows that are gone
     done: list[str] = field(default_factory=list)
     #: rows that were refused
@@ -236,8 +231,6 @@ async def _accept_tasks(tx: Transaction, items: Sequence[Task], taken: Taken) ->
         taken.done.append(one.row.id)
         if answer is None:
             taken.tasks.append(one.task)
-            if one.task.body is not None:
-                taken.lanes.add(lane_of(one.task.account, one.task.callback.origin))
 
 
 async def _accept_events(tx: Transaction, items: Sequence[Event], batch: Batch, taken: Taken) -> None:
@@ -256,8 +249,6 @@ async def _accept_events(tx: Transaction, items: Sequence[Event], batch: Batch, 
             group.settle(taken)
             taken.events += result.count
             taken.deliveries += result.waiting
-            taken.lanes |= result.lanes
-            taken.unfinished |= result.unfinished
             taken.stale |= result.stale
 
 
@@ -293,6 +284,7 @@ async def _keep(tx: Transaction, refused: Sequence[Refusal]) -> None:
         await tx.connection.execute(
             sa.update(outbox).where(outbox.c.id == one.row.id).values(refused_at=tx.now, problem=one.problem)
         )
+    tx.news.chores |= bool(refused)
     counts = Counter(one.row.account for one in refused if one.row.is_known)
     latest = {one.row.account: one for one in refused}
     await notices.note(

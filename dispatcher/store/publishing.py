@@ -102,16 +102,12 @@ class Accepted:
     """A request that is on disk."""
 
     answer: bytes
-    #: lanes where something became due
-    lanes: frozenset[str]
     #: deliveries that were handed off; those of a plan that was out of date were not
     handed_off: frozenset[str]
     #: how many were not, of those that were made with it
     waiting: int
     #: accounts whose plan was out of date
     stale: frozenset[str]
-    #: a fan-out is to be done
-    unfinished: bool
     #: one of the events had been published before
     replayed: bool
     #: events that are new
@@ -251,11 +247,9 @@ async def _accept(
     made = await stored.write()
     return Accepted(
         answer=answer,
-        lanes=frozenset().union(*(one.lanes for one in made)),
         handed_off=stored.handed_off,
         waiting=sum(len(one.ids) for one in made) - len(stored.handed_off),
         stale=frozenset(stale),
-        unfinished=stored.is_unfinished,
         replayed=replayed,
         count=stored.count,
     )
@@ -343,11 +337,6 @@ class _Stored:
         self._skips = MAX_SKIPPED_TOGETHER
 
     @property
-    def is_unfinished(self) -> bool:
-        """Whether a fan-out is left to be done."""
-        return bool(self._fan_outs)
-
-    @property
     def count(self) -> int:
         """How many events there are."""
         return len(self._events)
@@ -413,6 +402,7 @@ class _Stored:
         if self._events:
             await self._tx.run((_EVENT, self._events), (_BODY, self._bodies))
         if self._fan_outs:
+            self._tx.news.chores = True
             await connection.execute(sa.insert(fan_outs), self._fan_outs)
             await connection.execute(sa.insert(fan_out_targets), self._targets)
         return await making.make(self._tx, self._makings)
@@ -470,8 +460,6 @@ class FannedOut:
 
     #: deliveries that were made
     count: int
-    #: lanes where something became due
-    lanes: frozenset[str]
 
 
 async def fan_out(tx: Transaction, items: Sequence[None]) -> list[FannedOut]:
@@ -481,7 +469,7 @@ async def fan_out(tx: Transaction, items: Sequence[None]) -> list[FannedOut]:
 
 async def _fan_out(tx: Transaction) -> FannedOut:
     parts = await _next_parts(tx)
-    made = await making.make(
+    await making.make(
         tx,
         [
             Making(
@@ -507,10 +495,7 @@ async def _fan_out(tx: Transaction) -> FannedOut:
         await tx.connection.execute(
             sa.update(events).where(events.c.id.in_(ended)).values(state=EventState.FANNED_OUT, finished_at=tx.now)
         )
-    return FannedOut(
-        count=sum(len(part.ids) for part in parts),
-        lanes=frozenset().union(*(one.lanes for one in made)),
-    )
+    return FannedOut(count=sum(len(part.ids) for part in parts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -215,12 +215,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     lane: str
     #: seconds until it is due again, when it is pending
     delay: float | None
-    #: seconds for which the endpoint asked us to stay away
-    pause: float | None
     #: another delivery of the lane is due now: it was behind this one in order
     promoted: bool = False
-    #: its subscription was disabled or enabled, or there is something to tell of it: work for `chores`
-    moves: bool = False
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,10 +292,9 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskSettled(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a task; `lane` has its delivery when there is a result."""
+    """What became of a task."""
 
     state: TaskState
-    lane: str | None
 
 
 class NewEvent(Discreet, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,8 +137,11 @@ async def _to_subscription(tx: Transaction, row: sa.RowMapping) -> Problem | Red
         )
     )
     await delivery_store.count_held(tx, {row["subscription_id"]: int(held)})
-    await ledger.count(tx, Counter({(row["account"], ledger.ACCEPTED): 1}))
-    await ordering.promote(tx, {(row["lane"], row["order_key"])} if ordered else set())
+    tx.counts[row["account"], ledger.ACCEPTED] += 1
+    if ordered:
+        tx.news.lanes |= await ordering.promote(tx, {(row["lane"], row["order_key"])})
+    elif not held:
+        tx.news.lanes.add(row["lane"])
     return Redelivered(delivery_id=delivery_id, lane=row["lane"])
 
 
@@ -231,6 +233,7 @@ async def _begin(tx: Transaction, wish: Bulk) -> Problem | str:
             created_at=tx.now,
         )
     )
+    tx.news.chores = True
     return wish.id
 
 
@@ -240,8 +243,6 @@ class Stepped:
 
     #: deliveries that it looked at
     seen: int
-    #: lanes where something became due
-    lanes: frozenset[str]
     #: there was a wish to carry out, so there may be more to do: the rest of it, or another
     unfinished: bool
 
@@ -261,16 +262,12 @@ async def _step(tx: Transaction) -> Stepped:
     )
     job = found.mappings().one_or_none()
     if job is None:
-        return Stepped(seen=0, lanes=frozenset(), unfinished=False)
+        return Stepped(seen=0, unfinished=False)
     rows = (await tx.connection.execute(_candidates(job))).mappings().all()
-    lanes: set[str] = set()
     made = 0
     for row in rows:
         if _fits(job["criteria"], row) and await _is_latest(tx, row):
-            result = await _send_again(tx, row)
-            if isinstance(result, Redelivered):
-                made += 1
-                lanes.add(result.lane)
+            made += isinstance(await _send_again(tx, row), Redelivered)
     done = len(rows) < STEP
     await tx.connection.execute(
         sa.update(redeliveries)
@@ -283,7 +280,7 @@ async def _step(tx: Transaction) -> Stepped:
             finished_at=tx.now if done else None,
         )
     )
-    return Stepped(seen=len(rows), lanes=frozenset(lanes), unfinished=True)
+    return Stepped(seen=len(rows), unfinished=True)
 
 
 def _candidates(job: sa.RowMapping) -> sa.Select[Any]:

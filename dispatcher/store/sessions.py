@@ -77,9 +77,10 @@ async def last_batch(database: Database, session: str) -> str | None:
         return await connection.scalar(query.with_for_update())
 
 
-async def end_late_sessions(connection: AsyncConnection, now: int, *, but: str) -> None:
-    """End sessions whose heartbeat is overdue, but not our own."""
-    await connection.execute(sa.delete(sessions).where(sessions.c.expires_at <= now, sessions.c.id != but))
+async def end_late_sessions(connection: AsyncConnection, now: int, *, but: str) -> int:
+    """End sessions whose heartbeat is overdue, but not our own. Answers how many."""
+    ended = await connection.execute(sa.delete(sessions).where(sessions.c.expires_at <= now, sessions.c.id != but))
+    return ended.rowcount
 
 
 async def close_session(database: Database, session: str) -> None:

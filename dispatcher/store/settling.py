@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from dispatcher import retry
 from dispatcher.errors import LeaseLost
 from dispatcher.models import TERMINAL_STATES, DeliveryKind, DeliveryState, Mark, Outcome
-from dispatcher.store import endpoints, holding, ledger, ordering
+from dispatcher.store import endpoints, holding, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import Leased, cancel_reason, count_held, lane_after, leased_rows, wiping
 from dispatcher.store.notices import NoticeType
@@ -50,7 +50,7 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
         for report in reports
         if report.delivery_id in rows and _holds(report, rows[report.delivery_id], tx)
     ]
-    outcomes, promoted, moving = await _conclude(tx, held)
+    outcomes, promoted = await _conclude(tx, held)
     settled = {outcome.row.id: outcome for outcome in outcomes}
     results: list[Settled | LeaseLost] = []
     for report in reports:
@@ -58,18 +58,12 @@ async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | L
         if outcome is None or outcome.report is not report:
             results.append(LeaseLost("the lease of this delivery is no longer held"))
             continue
-        lane = lane_after(outcome.row)
-        results.append(
-            Settled(
-                state=outcome.decision.state,
-                lane=lane,
-                delay=outcome.decision.delay,
-                # A ping is asked for by somebody who waits; a pause would keep the next one waiting, too.
-                pause=outcome.decision.pause if outcome.row.kind == DeliveryKind.MESSAGE else None,
-                promoted=lane in promoted,
-                moves=outcome.row.subscription_id in moving,
-            )
-        )
+        lane, decision = lane_after(outcome.row), outcome.decision
+        if decision.pause is not None and outcome.row.kind == DeliveryKind.MESSAGE:
+            # A ping is asked for by somebody who waits; a pause would keep the next one waiting, too.
+            tx.news.pauses[outcome.row.lane] = max(decision.pause, tx.news.pauses.get(outcome.row.lane, 0.0))
+        # What has its turn now, we lease ourselves: we are at this lane, and others need not hear of it.
+        results.append(Settled(state=decision.state, lane=lane, delay=decision.delay, promoted=lane in promoted))
     return results
 
 
@@ -100,6 +94,7 @@ async def interrupt(tx: Transaction, ids: list[str], *, held_by: str | None = No
     rows = await leased_rows(tx, ids)
     left = [row for row in rows.values() if held_by is None or row.session == held_by]
     await _conclude(tx, [(_interrupted(row.id, row.attempt), row) for row in left])
+    tx.news.more |= bool(left)
     return len(left)
 
 
@@ -123,10 +118,8 @@ def _interrupted(delivery_id: str, attempt: int) -> Report:
 # --- decide -----------------------------------------------------------------------------------------------
 
 
-async def _conclude(
-    tx: Transaction, reported: Sequence[tuple[Report, Leased]]
-) -> tuple[list[_Outcome], set[str], set[str]]:
-    """Decide and write. Answers the outcomes, lanes where others became due, subscriptions with rows to move."""
+async def _conclude(tx: Transaction, reported: Sequence[tuple[Report, Leased]]) -> tuple[list[_Outcome], set[str]]:
+    """Decide and write. Answers the outcomes, and lanes where others became due."""
     ids = [row.subscription_id for _, row in reported if row.subscription_id is not None]
     standing = await endpoints.standing(tx.connection, ids, lock=True)
     known = {id_: _Standing(row) for id_, row in standing.items()}
@@ -136,7 +129,8 @@ async def _conclude(
         await one.write(tx)
     # Also where it goes on: something that is sent again may stand before it now.
     promoted = await ordering.promote(tx, ordering.groups_of(one.row for one in outcomes))
-    return outcomes, promoted, {id_ for id_, one in known.items() if one.moves}
+    tx.news.chores |= any(one.moves for one in known.values())
+    return outcomes, promoted
 
 
 def _outcome(report: Report, row: Leased, known: dict[str, _Standing], now: int) -> _Outcome:
@@ -289,7 +283,6 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
     # Most of a batch end alike; those that do are written by one execution.
     alike: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
     to_wipe: set[str] = set()
-    ended: Counter[tuple[str, str]] = Counter()
     held: Counter[str] = Counter()
     for one in outcomes:
         row, state = one.row, one.decision.state
@@ -299,14 +292,13 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
         if row.subscription_id is None and state in _WIPING_STATES:
             to_wipe.add(row.source_id)
         if state in TERMINAL_STATES:
-            ended[row.account, state] += 1
+            tx.counts[row.account, state] += 1
         elif state is DeliveryState.HELD and row.subscription_id is not None:
             held[row.subscription_id] += 1
     await tx.run(
         (_ATTEMPT, attempt_rows),
         (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
         wiping(to_wipe),
-        ledger.counting(tx, ended),
     )
     await count_held(tx, held)
 

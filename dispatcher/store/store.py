@@ -36,6 +36,7 @@ from dispatcher.store.accounts import Account
 from dispatcher.store.committer import Committer, Transaction
 from dispatcher.store.database import Database
 from dispatcher.store.endpoints import Endpoints
+from dispatcher.store.news import News
 from dispatcher.store.records import (
     Callback,
     Endpoint,
@@ -99,6 +100,19 @@ class Store:
     async def renew_session(self) -> None:
         """Begin a new session after the old one was over. What was leased under the old one is lost to us."""
         self._committer.session = await sessions.open_session(self.database, ttl=self._session_ttl, alone=False)
+
+    @property
+    def session(self) -> str:
+        """The session that this process's leases hang on."""
+        return self._committer.session
+
+    def on_news(self, hear: Callable[[News], None]) -> None:
+        """Have this called with what each commit of this process leaves to be done."""
+        self._committer.on_news = hear
+
+    async def leave(self) -> None:
+        """Tell others that what is left is theirs: this process takes up nothing any more."""
+        await self._committer.write(_leave, None, patient=True)
 
     def take_waits(self) -> list[float]:
         """How long callers waited for their commits, seconds, since the last call."""
@@ -461,3 +475,8 @@ class Store:
         """An account's counts of deliveries."""
         async with self.database.read() as connection:
             return await ledger.read(connection, account)
+
+
+async def _leave(tx: Transaction, items: Sequence[None]) -> list[None]:
+    tx.news.add(News.of_anything())
+    return [None for _ in items]

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from dispatcher.bodies import Message, compose
 from dispatcher.errors import FieldError, Problem
 from dispatcher.ids import new_id
-from dispatcher.models import PING_EVENT, BodyMode, DeliveryKind
+from dispatcher.models import PING_EVENT, BodyMode, DeliveryKind, ping_lane_of
 from dispatcher.store import accounts, holding, making, publishing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
@@ -52,7 +52,7 @@ async def apply(tx: Transaction, changes: Sequence[Change]) -> list[Any]:
     results: list[Any] = []
     for change in changes:
         try:
-            async with tx.connection.begin_nested():
+            async with tx.part():
                 results.append(await change(tx))
         except Problem as problem:
             results.append(problem)
@@ -148,6 +148,7 @@ async def delete(tx: Transaction, who: Who, id_: str) -> None:
     await row(tx, who, id_)
     version = await accounts.next_version(tx.connection, who.account)
     await subscription_store.wipe(tx.connection, id_, version=version, now=tx.now)
+    tx.news.chores = True
     await tx.connection.execute(
         sa.update(account_table)
         .where(account_table.c.id == who.account, account_table.c.operational_id == id_)
@@ -247,8 +248,7 @@ async def _verify(tx: Transaction, who: Who, id_: str, then: Movement) -> Asked:
 async def _ask(tx: Transaction, who: Who, to: sa.RowMapping, kind: DeliveryKind) -> Asked:
     payload = msgspec.json.encode({"type": PING_EVENT, "subscription_id": to["id"]})
     made = await send_own(tx, to, PING_EVENT, payload, kind=kind, source=who.source)
-    [lane] = made.lanes
-    return Asked(delivery_id=made.ids[0], lane=lane)
+    return Asked(delivery_id=made.ids[0], lane=ping_lane_of(to["account"], to["id"]))
 
 
 async def send_own(

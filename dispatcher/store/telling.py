@@ -25,8 +25,6 @@ STEP = 50
 class Told:
     """What a step did."""
 
-    #: lanes where something became due
-    lanes: frozenset[str]
     #: seconds until there may be more to tell; None when nothing is noted
     more_in: float | None
 
@@ -37,18 +35,17 @@ async def tell(tx: Transaction, sources: Sequence[str]) -> list[Told]:
 
 
 async def _tell(tx: Transaction, source: str) -> Told:
-    lanes: set[str] = set()
     for row in await notices.take_due(tx, STEP):
-        lanes |= await _tell_one(tx, row, source)
-    return Told(lanes=frozenset(lanes), more_in=await notices.next_due(tx))
+        await _tell_one(tx, row, source)
+    return Told(more_in=await notices.next_due(tx))
 
 
-async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> set[str]:
+async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> None:
     listener = await _listener(tx, row["account"])
     if listener is None:
         # Whoever names an endpoint later is told at once of what happens then.
         await notices.forget(tx, row)
-        return set()
+        return
     payload = {
         "type": row["type"],
         **await _subject(tx, row["subscription_id"]),
@@ -58,8 +55,7 @@ async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> set[str
         **row["detail"],
     }
     body = msgspec.json.encode(payload)
-    made = await send_own(tx, listener, row["type"], body, kind=DeliveryKind.MESSAGE, source=source)
-    return made.lanes
+    await send_own(tx, listener, row["type"], body, kind=DeliveryKind.MESSAGE, source=source)
 
 
 async def _subject(tx: Transaction, subscription_id: str) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -10,7 +9,7 @@ import sqlalchemy as sa
 from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import ledger, settling, work
+from dispatcher.store import settling, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
@@ -35,7 +34,8 @@ PART = 1_000
 
 async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
     """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
-    await end_late_sessions(tx.connection, tx.now, but=tx.session)
+    # Whoever died may also have known of work in memory that hangs on no lease.
+    tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
     freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
     return [freed, *(0 for _ in items[1:])]
 
@@ -58,7 +58,7 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
             .values(state=DeliveryState.EXPIRED, reason="window", due_at=None, finished_at=tx.now)
             .returning(deliveries.c.account)
         )
-        await ledger.count(tx, Counter((account, DeliveryState.EXPIRED) for account in ended.scalars()))
+        tx.counts.update((account, DeliveryState.EXPIRED) for account in ended.scalars())
         # A lease that is under way has its own copy in memory; settling it wipes nothing that is left here.
         await delivery_store.wipe(tx, set(finished))
     return [len(over), *(0 for _ in items[1:])]

@@ -7,7 +7,6 @@ those of processors elsewhere on a time.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from dispatcher.errors import LeaseLost
 from dispatcher.models import BodyMode, DeliveryState, TaskState, lane_of
 from dispatcher.retry import suspicion_delay
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.records import LeasedTask, TaskClaim, TaskReport, TaskSettled
 from dispatcher.store.sessions import is_over
@@ -155,10 +153,11 @@ async def finish(tx: Transaction, reports: Sequence[TaskReport]) -> list[TaskSet
             results.append(LeaseLost("the lease of this task is no longer held"))
         elif report.state is None or report.body is None:
             await _requeue(tx, row["id"], report.retry_in or 0.0, failures=row["failures"] + 1, interruptions=0)
-            results.append(TaskSettled(state=TaskState.QUEUED, lane=None))
+            results.append(TaskSettled(state=TaskState.QUEUED))
         else:
             await _store_result(tx, report, row)
-            results.append(TaskSettled(state=report.state, lane=lane_of(row["account"], row["callback_origin"])))
+            tx.news.lanes.add(lane_of(row["account"], row["callback_origin"]))
+            results.append(TaskSettled(state=report.state))
     return results
 
 
@@ -183,6 +182,7 @@ async def _requeue(tx: Transaction, task_id: str, delay: float, *, failures: int
             lease_until=None,
         )
     )
+    tx.news.tasks |= not delay
 
 
 async def _store_result(tx: Transaction, report: TaskReport, row: sa.RowMapping) -> None:
@@ -247,6 +247,7 @@ async def release(tx: Transaction, releases: Sequence[TaskRelease]) -> list[None
         .values(state=TaskState.QUEUED, attempt=tasks.c.attempt - 1, due_at=tx.now, session=None),
         [{"key": release.task_id, "token": release.attempt} for release in releases],
     )
+    tx.news.tasks = True
     return [None for _ in releases]
 
 
@@ -277,4 +278,4 @@ async def end_without_result(
         .values(state=delivery_state, reason=reason, due_at=None, finished_at=tx.now)
         .returning(deliveries.c.account)
     )
-    await ledger.count(tx, Counter((account, delivery_state) for account in ended.scalars()))
+    tx.counts.update((account, delivery_state) for account in ended.scalars())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -15,9 +17,12 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 from dispatcher.errors import ConfigError, StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import postgresql, sessions
+from dispatcher.store.committer import Committer, Transaction
 from dispatcher.store.database import Database
 from dispatcher.store.tables import accounts, bodies, idempotency
 from tests.support import postgres
+from tests.support.lost_network import LostNetwork
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -50,49 +55,135 @@ def test_which_urls_are_meant(url: str, meant: bool) -> None:
             Database(url)
 
 
-class Asked(Exception):
-    """What asyncpg was called with."""
+async def asked(monkeypatch: pytest.MonkeyPatch, url: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
+    """The DSNs that asyncpg is asked for, and the options of the last one."""
+    dsns: list[str] = []
+    last: dict[str, Any] = {}
+
+    async def connect(dsn: str, **options: Any) -> None:
+        dsns.append(dsn)
+        last.update(options)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    with pytest.raises(StoreUnavailable):
+        await postgresql.connector(url, **options)()
+    return dsns, last
 
 
 @pytest.mark.parametrize(
-    ("url", "dsn", "wait"),
+    ("url", "dsns"),
     [
         (
             "postgres://u:p%40ss@h:5433/app?sslmode=require",
-            "postgresql://u:p%40ss@h:5433/app?sslmode=require&application_name=webhook-dispatcher",
-            10.0,
+            ["postgresql://u:p%40ss@h:5433/app?sslmode=require&application_name=webhook-dispatcher"],
         ),
         (
-            "postgresql+asyncpg://u@h/app?channel_binding=require&connect_timeout=3&application_name=mine",
-            "postgresql://u@h/app?application_name=mine",
-            3.0,
+            "postgresql+asyncpg://u@h/app?channel_binding=prefer&sslrootcert=&application_name=mine",
+            ["postgresql://u@h/app?application_name=mine"],
         ),
-        ("postgresql://h/app?connect_timeout=0", "postgresql://h/app?application_name=webhook-dispatcher", None),
         (
-            "postgresql://a:1,b:2/app?target_session_attrs=read-write",
-            "postgresql://a:1,b:2/app?target_session_attrs=read-write&application_name=webhook-dispatcher",
-            10.0,
+            "postgresql://h/app?fallback_application_name=other&keepalives=0",
+            ["postgresql://h/app?application_name=other"],
+        ),
+        (
+            "postgresql://u@a:1,b:2/app?target_session_attrs=read-write",
+            [
+                "postgresql://u@a:1/app?target_session_attrs=read-write&application_name=webhook-dispatcher",
+                "postgresql://u@b:2/app?target_session_attrs=read-write&application_name=webhook-dispatcher",
+            ],
+        ),
+        (
+            "postgresql://u@/app?host=a,b&port=1,2&application_name=x",
+            [
+                "postgresql://u@/app?host=a&port=1&application_name=x",
+                "postgresql://u@/app?host=b&port=2&application_name=x",
+            ],
+        ),
+        (
+            "postgresql:///app?host=a,b&port=1&application_name=x",
+            [
+                "postgresql:///app?host=a&port=1&application_name=x",
+                "postgresql:///app?host=b&port=1&application_name=x",
+            ],
         ),
         (
             "postgresql:///app?host=%2Frun%2Fpg",
-            "postgresql:///app?host=%2Frun%2Fpg&application_name=webhook-dispatcher",
-            10.0,
+            ["postgresql:///app?host=%2Frun%2Fpg&application_name=webhook-dispatcher"],
         ),
     ],
 )
-async def test_what_the_driver_is_asked(
-    monkeypatch: pytest.MonkeyPatch, url: str, dsn: str, wait: float | None
+async def test_what_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch, url: str, dsns: list[str]) -> None:
+    assert (await asked(monkeypatch, url))[0] == dsns
+
+
+@pytest.mark.parametrize(
+    ("url", "pgbouncer", "options"),
+    [
+        (
+            "postgresql://h/app?connect_timeout=3",
+            False,
+            {
+                "timeout": 3.0,
+                "command_timeout": 8.0,
+                "server_settings": {"idle_in_transaction_session_timeout": "4000"},
+            },
+        ),
+        (
+            "postgresql://h/app?connect_timeout=0&idle_in_transaction_session_timeout=1min",
+            False,
+            {
+                "timeout": None,
+                "command_timeout": 8.0,
+                "server_settings": {"idle_in_transaction_session_timeout": "1min"},
+            },
+        ),
+        ("postgresql://h/app", True, {"timeout": 10.0, "command_timeout": 8.0, "statement_cache_size": 0}),
+    ],
+)
+async def test_how_long_the_driver_is_to_wait(
+    monkeypatch: pytest.MonkeyPatch, url: str, pgbouncer: bool, options: dict[str, Any]
 ) -> None:
-    async def connect(*arguments: Any, **options: Any) -> None:
-        raise Asked(arguments, options)
-
-    monkeypatch.setattr(asyncpg, "connect", connect)
-    with pytest.raises(Asked) as asked:
-        await postgresql.connector(url)()
-    assert asked.value.args == ((dsn,), {"timeout": wait})
+    assert (await asked(monkeypatch, url, pgbouncer=pgbouncer, command_timeout=8.0))[1] == options
 
 
-@pytest.mark.parametrize("url", ["postgresql://h:port/app", "postgresql://h/app?sslmode=perhaps", "postgresql://h/a?x"])
+@pytest.mark.parametrize(
+    ("parameter", "kept"),
+    [
+        ("require_auth=scram-sha-256", False),
+        ("gssencmode=require", False),
+        ("gssencmode=prefer", True),
+        ("channel_binding=require", False),
+        ("channel_binding=disable", True),
+        ("load_balance_hosts=random", False),
+        ("client_encoding=LATIN1", False),
+        ("client_encoding=UTF8", True),
+        ("sslsni=0", False),
+        ("sslcertmode=require", False),
+        ("hostaddr=127.0.0.1", False),
+        ("require_auth=", True),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_by_name(parameter: str, kept: bool) -> None:
+    name, _, value = parameter.partition("=")
+    if kept:
+        postgresql.connector(f"postgresql://h/app?{parameter}")
+        return
+    with pytest.raises(ConfigError, match=f"DATABASE_URL has {name} ") as refused:
+        postgresql.connector(f"postgresql://h/app?{parameter}")
+    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://h:port/app",
+        "postgresql://h/app?sslmode=perhaps",
+        "postgresql://h/a?x",
+        "postgresql:///a?host=a,b,c&port=1,2",
+        "postgresql://h/a?keepalives=often",
+    ],
+)
 async def test_a_url_that_is_none_is_named_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="DATABASE_URL") as refused:
         await postgresql.connector(url)()
@@ -194,6 +285,152 @@ async def test_what_another_process_has_just_made_is_contended(database: Databas
     with pytest.raises(IntegrityError):
         async with database.write() as connection:
             await connection.execute(sa.insert(accounts).values(id="a", created_at=1))
+
+
+# --- a server that is gone without a word -----------------------------------------------------------------
+
+
+@pytest.fixture
+def network(postgres_url: str) -> Iterator[LostNetwork]:
+    """A way to the cluster that can be lost."""
+    with LostNetwork(postgres.shared().socket) as network:
+        yield network
+
+
+def through(network: LostNetwork, postgres_url: str, *before: LostNetwork) -> str:
+    """The URL of the same database over this network; over others before it, if there are any."""
+    name = postgres_url.rpartition("@/")[2].partition("?")[0]
+    hosts = ",".join(f"127.0.0.1:{one.port}" for one in (*before, network))
+    return f"postgresql://postgres@{hosts}/{name}?connect_timeout=2&target_session_attrs=read-write"
+
+
+async def test_nobody_waits_for_ever_for_a_server_that_is_gone(network: LostNetwork, postgres_url: str) -> None:
+    database = Database(through(network, postgres_url), timeout=2)
+
+    async def ask() -> None:
+        async with database.write() as connection:
+            await connection.execute(sa.select(1))
+
+    await ask()
+    network.lose()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            await ask()
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            await ask()
+    network.restore()
+    await ask()
+    await database.close()
+
+
+async def test_the_kernel_asks_after_the_other_end(network: LostNetwork, postgres_url: str) -> None:
+    def options(connection: Any) -> dict[str, int]:
+        made = connection._transport.get_extra_info("socket")
+        names = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        found = {name: made.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names}
+        return found | {"SO_KEEPALIVE": made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)}
+
+    url = through(network, postgres_url)
+    for parameters, expected in (
+        ("", (15, 5, 3, 7_000, 1)),
+        ("&keepalives_idle=9&keepalives_interval=4&keepalives_count=2&tcp_user_timeout=6000", (9, 4, 2, 6_000, 1)),
+    ):
+        connection = await postgresql.connector(url + parameters, command_timeout=7)()
+        assert tuple(options(connection).values()) == expected
+        await connection.close()
+    connection = await postgresql.connector(f"{url}&keepalives=0", command_timeout=None)()
+    assert options(connection)["SO_KEEPALIVE"] == 0
+    assert options(connection)["TCP_USER_TIMEOUT"] == 0
+    await connection.close()
+
+
+async def test_where_one_host_is_silent_the_next_is_asked(network: LostNetwork, postgres_url: str) -> None:
+    with LostNetwork(postgres.shared().socket) as other:
+        connect = postgresql.connector(through(network, postgres_url, other))
+        await (await connect()).close()
+        other.lose()
+        await (await connect()).close()
+        # and then it is asked first
+        network.lose()
+        other.restore()
+        await (await connect()).close()
+        other.lose()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await connect()
+
+
+async def test_a_host_that_takes_no_writes_is_passed_over(network: LostNetwork, postgres_url: str) -> None:
+    """As a standby is, until it is promoted."""
+    name = postgres_url.rpartition("@/")[2].partition("?")[0]
+    postgres.shared().execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    database = Database(through(network, postgres_url, network))
+
+    async def ask() -> None:
+        async with database.write() as connection:
+            await connection.execute(sa.select(1))
+
+    with pytest.raises(StoreUnavailable, match="TargetServerAttributeNotMatched"):
+        await ask()
+    postgres.shared().execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    await ask()
+    await database.close()
+
+
+class _Lost:
+    """A write that loses the network when all that it does is done: only the COMMIT is left."""
+
+    def __init__(self, network: LostNetwork, **what: bool) -> None:
+        self._lose = partial(network.lose, new=False, **what)
+        self.lost = asyncio.Event()
+
+    async def __call__(self, tx: Transaction, ids: Sequence[str]) -> list[str]:
+        await tx.connection.execute(
+            sa.insert(bodies), [{"id": id_, "content": b"x", "content_type": "t", "headers": None} for id_ in ids]
+        )
+        self._lose()
+        self.lost.set()
+        return list(ids)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_a_commit_whose_answer_is_lost_is_looked_up(
+    network: LostNetwork, postgres_url: str, arrives: bool
+) -> None:
+    """Where it did not arrive, the server ends what was begun, before anybody can know."""
+    database = Database(through(network, postgres_url), timeout=4)
+    committer = Committer(database, session=await sessions.open_session(database, ttl=60, alone=False))
+    committer.start()
+    id_ = new_id()
+    async with asyncio.timeout(PATIENCE):
+        write = committer.write(_Lost(network, requests=not arrives), id_)
+        if arrives:
+            assert await write == id_
+        else:
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                await write
+    async with database.read() as connection:
+        assert await connection.scalar(sa.select(sa.func.count()).where(bodies.c.id == id_)) == int(arrives)
+    await committer.stop()
+    await database.close()
+
+
+async def test_while_a_commit_is_looked_up_nobody_else_has_to_wait(network: LostNetwork, postgres_url: str) -> None:
+    database = Database(through(network, postgres_url), timeout=2)
+    committer = Committer(database, session=await sessions.open_session(database, ttl=60, alone=False))
+    committer.start()
+    lost = _Lost(network)
+    unsure = asyncio.create_task(committer.write(lost, new_id()))
+    async with asyncio.timeout(PATIENCE):
+        await lost.lost.wait()
+        network.lose()
+        with pytest.raises(StoreUnavailable, match="is away"):
+            await committer.write(lost, new_id())
+        assert not unsure.done()
+        network.restore()
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            await unsure
+    await committer.stop()
+    await database.close()
 
 
 # --- transactions -----------------------------------------------------------------------------------------

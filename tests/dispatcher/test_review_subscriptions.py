@@ -28,6 +28,7 @@ from tests.support.stores import (
     delivery_rows,
     draft,
     enable,
+    heard,
     lease,
     lease_for,
     move_all,
@@ -174,12 +175,15 @@ async def test_a_ping_that_is_told_to_wait_keeps_no_other_waiting(store: Store) 
     changed = await store.enable_subscription(who(store), id_, Movement.RELEASE)
     assert changed.asked is not None
     [ping] = await lease(store, 1, lane=changed.asked.lane)
-    settled = await settle(store, ping, Outcome.HTTP_ERROR, 503, schedule=(), retry_after=3600.0)
-    assert (settled.state, settled.pause) == (DeliveryState.EXHAUSTED, None)
+    with heard(store) as news:
+        settled = await settle(store, ping, Outcome.HTTP_ERROR, 503, schedule=(), retry_after=3600.0)
+    assert (settled.state, news.pauses) == (DeliveryState.EXHAUSTED, {})
     await enable(store, id_)
     await publish(store, new_event())
     [message] = await lease_for(store, id_)
-    assert (await settle(store, message, Outcome.HTTP_ERROR, 503, retry_after=3600.0)).pause == 3600.0
+    with heard(store) as news:
+        await settle(store, message, Outcome.HTTP_ERROR, 503, retry_after=3600.0)
+    assert news.pauses == {message.lane: 3600.0}
 
 
 async def test_what_is_being_sent_to_a_deleted_subscription_ends_as_deleted(store: Store) -> None:

@@ -9,13 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from dispatcher import retry
-from dispatcher.delivery.lanes import Lane
 from dispatcher.delivery.settler import Settler
 from dispatcher.errors import LeaseLost
 from dispatcher.models import DeliveryState, Outcome
 from dispatcher.store import Store
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report, Settled
-from tests.support.stores import LANE, Home, accept, delivery_rows, lease, new_task, open_store
+from tests.support.stores import Home, accept, delivery_rows, lease, new_task, open_store
 
 
 @pytest.fixture
@@ -41,15 +40,14 @@ class Told:
     def __init__(self, store: Store, most: int = 100) -> None:
         self.answers: dict[str, Settled | None] = {}
         self.settler = Settler(store, most=lambda: most, on_settled=self.note)
-        self.lane = Lane(LANE, widest=1)
 
-    def note(self, _lane: Lane, told: Report, settled: Settled | None) -> None:
+    def note(self, told: Report, settled: Settled | None) -> None:
         assert told.delivery_id not in self.answers
         self.answers[told.delivery_id] = settled
 
     def add(self, *reports: Report) -> None:
         for one in reports:
-            self.settler.add(self.lane, one)
+            self.settler.add(one)
 
 
 async def leased(store: Store, count: int) -> list[LeasedDelivery]:

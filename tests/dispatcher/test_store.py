@@ -31,7 +31,7 @@ from dispatcher.store.redelivering import Redelivered
 from dispatcher.store.tables import attempts, deliveries, tasks
 from dispatcher.store.work import TaskRelease
 from subscriptions.secrets import Secret
-from tests.support.stores import ACCOUNT, LANE, URL, Home, accept, lease, new_task, open_store, settle
+from tests.support.stores import ACCOUNT, LANE, URL, Home, accept, heard, lease, new_task, open_store, settle
 
 HOUR_MS = 3_600_000
 
@@ -444,8 +444,9 @@ class TestWork:
         report = TaskReport(
             task_id=task.id, attempt=1, state=TaskState.SUCCEEDED, body=Body(b'{"sum":3}', "application/json")
         )
-        settled = await store.finish_task(report)
-        assert (settled.state, settled.lane) == (TaskState.SUCCEEDED, LANE)
+        with heard(store) as news:
+            settled = await store.finish_task(report)
+        assert (settled.state, news.lanes) == (TaskState.SUCCEEDED, {LANE})
         with pytest.raises(LeaseLost):
             await store.finish_task(report)
         [delivery] = await lease(store)

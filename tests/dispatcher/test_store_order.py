@@ -21,6 +21,7 @@ from tests.support.stores import (
     delivery_rows,
     draft,
     enable,
+    heard,
     lane_of_subscription,
     lease_for,
     make_due,
@@ -171,8 +172,9 @@ async def test_held_heads_that_expire_leave_the_rest_in_order(store: Store) -> N
 
 async def test_block_disables_and_holds_the_rest(store: Store) -> None:
     id_, [first, *rest] = await line(store, 4)
-    settled = await settle(store, await head(store, id_), Outcome.TIMEOUT, None, schedule=())
-    assert (settled.state, settled.moves) == (DeliveryState.EXHAUSTED, True)
+    with heard(store) as news:
+        settled = await settle(store, await head(store, id_), Outcome.TIMEOUT, None, schedule=())
+    assert (settled.state, news.chores) == (DeliveryState.EXHAUSTED, True)
     row = await subscription_row(store, id_)
     assert (row["state"], row["disabled_reason"]) == (SubscriptionState.DISABLED, "blocked")
     assert await lease_for(store, id_) == []

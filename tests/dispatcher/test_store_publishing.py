@@ -25,6 +25,7 @@ from tests.support.stores import (
     accept,
     delivery_rows,
     draft,
+    heard,
     lane_of_subscription,
     lease,
     lease_for,
@@ -70,11 +71,13 @@ class TestPlans:
 
     async def test_one_that_holds_is_handed_off(self, store: Store) -> None:
         one = await subscribe(store)
-        published = accepted(await publish(store, new_event(), hand_off=True))
+        with heard(store) as news:
+            published = accepted(await publish(store, new_event(), hand_off=True))
         [row] = await delivery_rows(store, subscription_id=one)
         assert (row["state"], row["attempt"], row["due_at"]) == (DeliveryState.LEASED, 1, None)
         assert published.handed_off == {row["id"]}
-        assert (published.stale, published.lanes) == (frozenset(), frozenset())
+        assert published.stale == frozenset()
+        assert not news
         assert row["wire_id"] == row["id"]
 
     async def test_a_subscription_that_came_meanwhile_gets_it(self, store: Store) -> None:
@@ -202,9 +205,11 @@ class TestIdempotency:
     async def test_published_twice(self, store: Store) -> None:
         await subscribe(store)
         first = accepted(await publish_planned(store, [await self.one(store)]))
-        second = accepted(await publish_planned(store, [await self.one(store)]))
+        with heard(store) as news:
+            second = accepted(await publish_planned(store, [await self.one(store)]))
         assert (second.replayed, second.answer, second.count) == (True, first.answer, 0)
-        assert (second.handed_off, second.lanes) == (frozenset(), frozenset())
+        assert second.handed_off == frozenset()
+        assert not news
         assert await count(store, events) == 1
         assert await reconciled(store) == {"accepted": 1, "leased": 1}
 
@@ -266,16 +271,18 @@ class TestFanOut:
 
     async def test_as_many_as_fit_are_made_at_once(self, store: Store) -> None:
         await self.many(store, 4)
-        published = await publish(store, new_event())
-        assert (published.published[0].complete, accepted(published).unfinished) == (True, False)
+        with heard(store) as news:
+            published = await publish(store, new_event())
+        assert (published.published[0].complete, len(news.lanes), news.chores) == (True, 4, False)
         assert (await store.fan_out()).count == 0
 
     async def test_one_more_is_fanned_out_in_steps(self, store: Store) -> None:
         ids = await self.many(store)
         event = new_event()
-        published = await publish(store, event, hand_off=True)
+        with heard(store) as news:
+            published = await publish(store, event, hand_off=True)
         assert (published.published[0].deliveries, published.published[0].complete) == (10, False)
-        assert (accepted(published).unfinished, accepted(published).handed_off) == (True, frozenset())
+        assert (news.lanes, news.chores, accepted(published).handed_off) == (set(), True, frozenset())
         assert await reconciled(store) == {}
         counts = []
         while step := (await store.fan_out()).count:

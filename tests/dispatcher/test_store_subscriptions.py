@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from dispatcher.errors import LeaseLost, Problem
 from dispatcher.models import DeliveryKind, DeliveryState, Outcome
 from dispatcher.store import Store, holding, making, queries, subscribing, upkeep
+from dispatcher.store.committer import Transaction
 from dispatcher.store.records import LeasedDelivery, Settled
 from dispatcher.store.tables import deliveries, notices, subscriptions
 from subscriptions.health import MIN_FAILURES, DisableOn
@@ -26,6 +27,7 @@ from tests.support.stores import (
     delivery_rows,
     draft,
     enable,
+    heard,
     lane_of_subscription,
     lease,
     lease_for,
@@ -111,8 +113,9 @@ class TestAnswers:
 
     async def test_the_first_4xx_disables_and_is_held(self, store: Store) -> None:
         id_, [one] = await leased(store)
-        settled = await refuse(store, one)
-        assert (settled.state, settled.delay, settled.moves) == (HELD, None, True)
+        with heard(store) as news:
+            settled = await refuse(store, one)
+        assert (settled.state, settled.delay, news.chores) == (HELD, None, True)
         row = await row_of(store, one)
         assert (row["refused"], row["reason"], row["due_at"], row["session"]) == (True, None, None, None)
         assert row["hold_until"] - time.time() * 1000 == pytest.approx(14 * 86_400_000, abs=60_000)
@@ -150,8 +153,9 @@ class TestAnswers:
         await move_all(store)
         [again] = await lease_for(store, id_)
         assert (again.id, again.attempt) == (first.id, 2)
-        settled = await refuse(store, again)
-        assert (settled.state, settled.moves) == (REJECTED, False)
+        with heard(store) as news:
+            settled = await refuse(store, again)
+        assert (settled.state, news.chores) == (REJECTED, False)
         assert (await row_of(store, again))["reason"] == "rejected"
         assert await standing(store, id_) == ACTIVE
         # another one may disable it, once
@@ -539,8 +543,9 @@ class TestHolding:
         await store.disable_subscription(who(store), id_)
         assert (await settle(store, one, Outcome.TIMEOUT, None)).state is HELD
         await enable(store, id_)
-        moved = await store.move_deliveries(10)
-        assert moved.lanes == {lane_of_subscription(id_)}
+        with heard(store) as news:
+            await store.move_deliveries(10)
+        assert news.lanes == {lane_of_subscription(id_)}
         row = await row_of(store, one)
         assert (row["failures"], row["repeats"], row["last_outcome"], row["hold_until"]) == (0, 0, None, None)
         [again] = await lease_for(store, id_)
@@ -772,8 +777,9 @@ class TestNotices:
         operational = await self.operational(store)
         _, many = await leased(store, 6)
         for number, one in enumerate(many, 1):
-            settled = await settle(store, one, Outcome.TIMEOUT, None, schedule=(60.0,))
-            assert settled.moves is (number == 5)
+            with heard(store) as news:
+                await settle(store, one, Outcome.TIMEOUT, None, schedule=(60.0,))
+            assert news.chores is (number == 5)
         assert [told["type"] for told in await self.told(store, operational)] == ["subscription.failing"]
 
     async def test_its_own_failures_are_told_to_nobody(self, store: Store) -> None:
@@ -794,7 +800,9 @@ class TestNotices:
     async def test_without_an_operational_endpoint_it_is_forgotten(self, store: Store) -> None:
         _, [one] = await leased(store)
         await refuse(store, one)
-        assert (await store.tell("/test")).lanes == frozenset()
+        with heard(store) as news:
+            await store.tell("/test")
+        assert not news
         await self.let_a_minute_pass(store)
         await store.tell("/test")
         assert (await store.tell("/test")).more_in is None
@@ -835,3 +843,16 @@ class TestNotices:
         [one] = await lease(store, lane=lane_of_subscription(id_, "other"))
         await refuse(store, one)
         assert await self.told(store, operational) == []
+
+
+async def test_what_a_refused_change_counted_is_not_counted(store: Store) -> None:
+    id_ = await subscribe(store)
+
+    async def change(tx: Transaction) -> None:
+        await subscribing.ping(tx, who(store), id_)
+        raise Problem("conflict", "not so")
+
+    with pytest.raises(Problem, match="not so"):
+        await store._change(change)
+    await store.ping_subscription(who(store), id_)
+    assert await reconciled(store) == {"accepted": 1, "pending": 1}

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import missing
 from tests.support import postgres
+from tests.support.lost_network import LostNetwork
+from tests.support.patience import PATIENCE
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
 
@@ -127,6 +129,32 @@ def test_while_the_database_is_away(start_server: Start, receiver: Receiver, clu
         until(lambda: post(client, receiver, 3).status_code == 202)
         receiver.wait_for(2)
         until(lambda: reconciled(client, accepted=2, delivered=2))
+    assert {request.target for request in receiver.received} == {"/cb/1", "/cb/3"}
+
+
+def test_while_the_database_is_gone_without_a_word(start_server: Start, receiver: Receiver, postgres_url: str) -> None:
+    """Nothing is closed, and no answer comes: callers are told all the same, and it goes on over new connections."""
+    name = postgres_url.rpartition("@/")[2].partition("?")[0]
+    with LostNetwork(postgres.shared().socket) as network:
+        url = f"postgresql://postgres@127.0.0.1:{network.port}/{name}?connect_timeout=2"
+        server = start_server(settings=FAST | {"database_timeout": "3"}, database_url=url)
+        with server.client() as client:
+            accepted = 0
+
+            def ask(number: int) -> int:
+                nonlocal accepted
+                answer = post(client, receiver, number)
+                accepted += answer.status_code == 202
+                return answer.status_code
+
+            assert ask(1) == 202
+            receiver.wait_for(1)
+            network.lose()
+            client.timeout = httpx.Timeout(PATIENCE)
+            assert ask(2) == 503
+            network.restore()
+            until(lambda: ask(3) == 202)
+            until(lambda: reconciled(client, accepted=accepted, delivered=accepted))
     assert {request.target for request in receiver.received} == {"/cb/1", "/cb/3"}
 
 

@@ -73,7 +73,7 @@ class Cluster:
         self._user: pwd.struct_passwd | None = None
         if os.geteuid() == 0:
             # It refuses to run as root.
-            self._user = pwd.getpwnam(_unprivileged())
+            self._user = pwd.getpwnam(unprivileged())
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         self._names = itertools.count()
         #: databases that are as new
@@ -152,6 +152,11 @@ class Cluster:
         """The URL of a database, as an operator would set it."""
         return f"postgresql://{SUPERUSER}@/{database}?host={quote(str(self.folder), safe='')}"
 
+    @property
+    def socket(self) -> Path:
+        """What it listens on."""
+        return self.folder / ".s.PGSQL.5432"
+
     def create(self, *, template: str = "template0") -> str:
         """A new database; its name."""
         name = f"test{next(self._names)}"
@@ -219,7 +224,7 @@ class Cluster:
         _in_thread(execute)
 
 
-def _unprivileged() -> str:
+def unprivileged() -> str:
     """A user without rights: the one that Debian's package makes, or the one that every system has."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres").pw_name

@@ -1,4 +1,4 @@
-"""Starts `dispatcher serve` as a real process, and talks to it."""
+"""Starts `dispatcher serve`, or `dispatcher worker`, as a real process, and talks to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
@@ -22,6 +22,8 @@ from tests.support.patience import PATIENCE
 
 #: the module that is the command
 DISPATCHER = "dispatcher.cli"
+#: how each command begins the line that says where it is
+READY = {"serve": "dispatcher ready on ", "worker": "dispatcher worker ready on "}
 #: for clients that speak plain http only; without it, httpx loads all of the world's authorities for each of them
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -37,6 +39,8 @@ class Server:
         self,
         data_dir: Path,
         *,
+        command: Literal["serve", "worker"] = "serve",
+        name: str | None = None,
         dev: bool = True,
         settings: dict[str, str] | None = None,
         options: Sequence[str] = (),
@@ -47,7 +51,8 @@ class Server:
     ) -> None:
         self.data_dir = data_dir
         self._database = {} if database_url is None else {"DATABASE_URL": database_url}
-        self.log = data_dir.parent / f"{data_dir.name}.log"
+        self._command = command
+        self.log = data_dir.parent / f"{name or data_dir.name}.log"
         self._dev = dev
         self._settings = settings or {}
         self._options = options
@@ -67,7 +72,7 @@ class Server:
         }
         environment = {**inherited, **{f"DISPATCHER_{key.upper()}": value for key, value in self._settings.items()}}
         environment |= self._database
-        arguments = ["serve", "--port", "0", "--data-dir", str(self.data_dir)]
+        arguments = [self._command, "--port", "0", "--data-dir", str(self.data_dir)]
         arguments += [*(["--dev"] if self._dev else []), *self._options]
         with self.log.open("a") as log:
             if self._real_start:
@@ -84,11 +89,27 @@ class Server:
             kind, _, rest = line.partition(" ")
             if kind == "token":
                 self.token = rest
-            elif line.startswith("dispatcher ready on "):
-                self.url = line.removeprefix("dispatcher ready on ")
+            elif line.startswith(READY[self._command]):
+                self.url = line.removeprefix(READY[self._command])
                 return self
         self.kill()
         raise AssertionError(f"the dispatcher did not start:\n{self.log.read_text()[-4000:]}")
+
+    def worker(
+        self, name: str = "worker", *, settings: dict[str, str] | None = None, options: Sequence[str] = ()
+    ) -> Server:
+        """A worker on the same data directory and database, with these settings beside ours; not started yet."""
+        worker = Server(
+            self.data_dir,
+            command="worker",
+            name=name,
+            dev=self._dev,
+            settings=self._settings | (settings or {}),
+            options=options,
+            database_url=self._database.get("DATABASE_URL"),
+        )
+        worker.token = self.token
+        return worker
 
     def _lines(self, deadline: float) -> Iterator[str]:
         """Lines of its stdout as they come, until it ends or time is up. Nothing is buffered past a wait."""

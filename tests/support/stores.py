@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dispatcher.installation import open_installation
 from dispatcher.models import BodyMode, Outcome, lane_of
 from dispatcher.store import Store, publishing
 from dispatcher.store.database import embedded_url
+from dispatcher.store.news import News
 from dispatcher.store.records import (
     AttemptRecord,
     Callback,
@@ -292,6 +293,15 @@ async def publish(store: Store, *events: NewEvent, hand_off: bool = False) -> Pu
     """Publish events by one request."""
     roster = await store.roster(events[0].account)
     return await publish_planned(store, [await planned(roster, event, hand_off=hand_off) for event in events])
+
+
+@contextmanager
+def heard(store: Store) -> Iterator[News]:
+    """What the commits of the block leave to be done, gathered."""
+    gathered = News()
+    store.on_news(gathered.add)
+    yield gathered
+    store.on_news(lambda _news: None)
 
 
 async def delivery_rows(store: Store, **equal: Any) -> list[sa.RowMapping]:

@@ -1,0 +1,58 @@
+"""Uvicorn, as we want it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+
+class HttpServer(uvicorn.Server):
+    """Serves an app until it is told to stop. `on_ready` is called once it takes requests."""
+
+    def __init__(self, app: ASGIApp, *, grace: float, on_ready: Callable[[], Awaitable[None]]) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # nothing here depends on who the caller seems to be
+            date_header=True,
+            timeout_graceful_shutdown=max(1, round(grace)),
+        )
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    def stop(self) -> None:
+        """Take no more requests, and end when those under way are answered."""
+        self.should_exit = True
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it did not start, or not stop, as it should."""
+        return not self.started or bool(self.lifespan.should_exit)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, and then end by ourselves; uvicorn's own would end the process half-way."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets=sockets)
+        if not self.should_exit:
+            await self._on_ready()
