@@ -94,6 +94,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
             installation.keyring,
             session_ttl=settings.session_ttl,
             alone=installation.embedded,
+            role=settings.role,
         )
         stack.push_async_callback(store.close)
         heartbeat = Heartbeat(store, ttl=settings.session_ttl)

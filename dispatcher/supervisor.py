@@ -113,8 +113,9 @@ class Supervisor:
         return FAILED if self._failed else 0
 
     def _stop(self, number: signal.Signals) -> None:
-        """Children stop as they would if they were told themselves."""
+        """Children stop as they would if they were told themselves. Callers are refused, and not kept waiting."""
         self._stopping.set()
+        self._listener.close()
         self._signal(number)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -143,7 +144,11 @@ class Supervisor:
     async def _have(self, place: int) -> tuple[bool, int]:
         """One child, from its start to its end: whether it was ready, and its status."""
         environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": self._metrics}
-        child = await Child.start(self._command, self._listener, environment)
+        try:
+            child = await Child.start(self._command, self._listener, environment)
+        except OSError as exc:
+            log.error("no_process", reason=exc.strerror)
+            return False, FAILED
         self._children.add(child)
         if self._stopping.is_set():
             child.signal(signal.SIGTERM)

@@ -15,6 +15,7 @@ from dispatcher.api import (
     subscriptions,
     tasks,
     work,
+    workers,
 )
 from dispatcher.api.services import Services
 
@@ -23,16 +24,8 @@ def build(services: Services) -> APIRouter:
     """All routes, over these services."""
     router = APIRouter()
     for resource in (
-        tasks,
-        work,
-        events,
-        subscriptions,
-        secrets,
-        handshakes,
-        deliveries,
-        account,
-        installation,
-        health,
+        *(tasks, work, events, subscriptions, secrets, handshakes, deliveries, account),
+        *(installation, workers, health),
     ):
         resource.add_routes(router, services)
     return router

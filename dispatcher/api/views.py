@@ -14,6 +14,7 @@ from dispatcher.api.subscription_reading import content_type_of
 from dispatcher.bodies import rfc3339
 from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, EventState, Outcome, TaskState
 from dispatcher.store.records import LeasedTask
+from dispatcher.store.workers import Worker
 from dispatcher.window import TokenKind
 from subscriptions.models import Subscription, SubscriptionState, ValidKey
 from subscriptions.signatures import Scheme
@@ -237,6 +238,22 @@ def leased_task(task: LeasedTask) -> shapes.LeasedTask:
         metadata=_raw(task.metadata),
         lease_until=rfc3339(task.lease_until or 0),
         created_at=rfc3339(task.created_at),
+    )
+
+
+def worker(one: Worker) -> shapes.Worker:
+    """A process."""
+    return shapes.Worker(
+        id=one.id,
+        host=one.host,
+        pid=one.pid,
+        role=one.role,
+        version=one.version,
+        state="overdue" if one.overdue else "live",
+        started_at=rfc3339(one.started_at),
+        heartbeat_age=one.heartbeat_age,
+        deliveries=one.deliveries,
+        tasks=one.tasks,
     )
 
 

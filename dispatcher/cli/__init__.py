@@ -14,6 +14,7 @@ from typer.main import get_command
 COMMANDS = {
     "serve": "serving",
     "worker": "working",
+    "workers": "workers",
     "init": "installing",
     "token": "tokens",
     "keyring": "keyring",

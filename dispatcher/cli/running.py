@@ -13,6 +13,7 @@ import typer
 import uvloop
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
+from dispatcher import logs
 from dispatcher.cli.speaking import fail
 from dispatcher.config import Settings, load
 from dispatcher.errors import ConfigError, DispatcherError, StoreUnavailable
@@ -30,11 +31,16 @@ DataDir = Annotated[
 
 
 def read_settings(**options: Any) -> Settings:
-    """The settings, these options first. Ends the command when they are not valid."""
+    """The settings, these options first; from here on what is logged goes to stderr, as they say.
+
+    Ends the command when they are not valid.
+    """
     try:
-        return load(**options)
+        settings = load(**options)
     except ConfigError as exc:
         fail(str(exc))
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    return settings
 
 
 @asynccontextmanager

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dispatcher import logs
 from dispatcher.cli.running import DataDir, read_settings, run
 from dispatcher.cli.speaking import fail, warn
 from dispatcher.config import Settings, unknown_variables
@@ -49,7 +48,6 @@ def serve(
 def run_as(role: str | None, leash: str | None, *, processors: list[str] | None, **options: Any) -> None:
     """Run servers of this role until they are told to stop; on a leash, one of several."""
     settings = read_settings(role=role, processors=",".join(processors or ()) or None, **options)
-    logs.configure(level=settings.log_level, style=settings.log_format)
     if leash is not None:
         _run_one(settings, leash)
         return

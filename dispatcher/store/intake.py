@@ -138,7 +138,12 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
         (
             _DELIVERY,
             [
-                (*row.delivery, now if row.is_done else None, session if row.is_handed_off else None, now)
+                (
+                    *row.delivery,
+                    now if row.is_done and not row.is_handed_off else None,
+                    session if row.is_handed_off else None,
+                    now,
+                )
                 for row in rows
             ],
         ),

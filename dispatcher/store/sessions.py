@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from importlib.metadata import version
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,8 +18,8 @@ from dispatcher.store.statements import Statement, run
 from dispatcher.store.tables import sessions
 
 
-async def open_session(database: Database, *, ttl: float, alone: bool) -> str:
-    """Register this process and return the session's id.
+async def open_session(database: Database, *, ttl: float, alone: bool, role: str = "all") -> str:
+    """Register this process, which has this role, and return the session's id.
 
     `alone` says that no other process can be using the database (the embedded file is locked to us): every
     other session is then over at once, instead of at the end of its `ttl` (seconds).
@@ -34,6 +35,9 @@ async def open_session(database: Database, *, ttl: float, alone: bool) -> str:
                 pid=os.getpid(),
                 started_at=now_ms(),
                 expires_at=now_ms() + int(ttl * 1000),
+                role=role,
+                version=version("webhook-dispatcher")[:40],
+                heartbeat_at=now_ms(),
             )
         )
     return session
@@ -46,7 +50,9 @@ async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
     """
     async with database.write() as connection:
         result = await connection.execute(
-            sa.update(sessions).where(sessions.c.id == session).values(expires_at=now_ms() + int(ttl * 1000))
+            sa.update(sessions)
+            .where(sessions.c.id == session)
+            .values(heartbeat_at=now_ms(), expires_at=now_ms() + int(ttl * 1000))
         )
         return result.rowcount == 1
 

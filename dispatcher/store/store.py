@@ -71,22 +71,27 @@ class Store:
     Any call may raise StoreUnavailable: nothing was stored, and trying again may help.
     """
 
-    def __init__(self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float) -> None:
+    def __init__(
+        self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float, role: str
+    ) -> None:
         self.database = database
         self.keyring = keyring
         self._committer = committer
         self._session_ttl = session_ttl
+        self._role = role
         self._endpoints = Endpoints(keyring)
         self._rosters = Rosters()
         self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
-    async def open(cls, database: Database, keyring: Keyring, *, session_ttl: float, alone: bool) -> Store:
+    async def open(
+        cls, database: Database, keyring: Keyring, *, session_ttl: float, alone: bool, role: str = "all"
+    ) -> Store:
         """Begin a session (`alone`: no other process uses this database) and start the committer."""
-        session = await sessions.open_session(database, ttl=session_ttl, alone=alone)
+        session = await sessions.open_session(database, ttl=session_ttl, alone=alone, role=role)
         committer = Committer(database, session=session)
         committer.start()
-        return cls(database, keyring, committer, session_ttl=session_ttl)
+        return cls(database, keyring, committer, session_ttl=session_ttl, role=role)
 
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
@@ -99,7 +104,9 @@ class Store:
 
     async def renew_session(self) -> None:
         """Begin a new session after the old one was over. What was leased under the old one is lost to us."""
-        self._committer.session = await sessions.open_session(self.database, ttl=self._session_ttl, alone=False)
+        self._committer.session = await sessions.open_session(
+            self.database, ttl=self._session_ttl, alone=False, role=self._role
+        )
 
     @property
     def session(self) -> str:

@@ -76,6 +76,10 @@ sessions = sa.Table(
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("started_at", Instant, nullable=False),
     sa.Column("expires_at", Instant, nullable=False),
+    #: what the process is for: `all`, `api` or `worker`; and of which version it is
+    sa.Column("role", text(6), nullable=False, server_default="all"),
+    sa.Column("version", text(40), nullable=False, server_default=""),
+    sa.Column("heartbeat_at", Instant),
     #: the last batch this process committed, to be looked up when a COMMIT got no answer
     sa.Column("last_batch", Id),
 )

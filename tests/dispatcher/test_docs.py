@@ -207,12 +207,14 @@ def test_http_api_lists_every_problem() -> None:
 LISTS = {
     shapes.BatchRequest, shapes.BatchAccepted, shapes.TaskList, shapes.EventBatchRequest, shapes.EventBatchAccepted,
     shapes.EventList, shapes.SubscriptionList, shapes.SecretList, shapes.DeliveryList, shapes.RedeliveryList,
-    shapes.LeasedTasks, shapes.ProcessorList, shapes.EgressAddresses, shapes.Health, shapes.ProblemDetails,
+    shapes.LeasedTasks, shapes.ProcessorList, shapes.EgressAddresses, shapes.WorkerList, shapes.Health,
+    shapes.ProblemDetails,
 }  # fmt: skip
 PARTS = {
     shapes.CallbackSummary, shapes.CallbackView, shapes.BodyView, shapes.Attempt, shapes.Timing, shapes.LeasedTask,
     shapes.Skipped, shapes.EventBatchItem, shapes.BatchItem, shapes.ConfigView, shapes.Disabled, shapes.RecentDelivery,
     shapes.SubscriptionConfig, shapes.OperationalRequest, shapes.OperationalView, shapes.Limits,
+    shapes.Worker,
 }  # fmt: skip
 SHAPES = sorted((set(shapes.ALL) - LISTS) | PARTS, key=lambda shape: shape.__name__)
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,12 @@ def test_people_get_their_own_form() -> None:
     usual, by_hand, _ = _said("info", "console")
     assert "outcome" in by_hand
     assert usual.partition(" ")[2] == by_hand.partition(" ")[2]
+
+
+def test_what_a_command_logs_is_no_part_of_what_it_prints(tmp_path: Path) -> None:
+    program = (
+        "import structlog, sys; from pathlib import Path; from dispatcher.cli.running import read_settings\n"
+        "read_settings(data_dir=Path(sys.argv[1])); structlog.get_logger('x').warning('commit_unavailable')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, check=True)
+    assert (done.stdout, json.loads(done.stderr)["event"]) == (b"", "commit_unavailable")

@@ -98,6 +98,7 @@ def test_every_route_is_described_and_guarded(document: dict[str, Any]) -> None:
         "/account",
         "/processors",
         "/egress-addresses",
+        "/workers",
         "/healthz",
         "/readyz",
     }

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from dispatcher.bodies import Body
 from dispatcher.ids import new_id
 from dispatcher.models import Outcome, TaskState
-from dispatcher.store import Store, publishing, queries, sqlite
+from dispatcher.store import Store, publishing, queries, sqlite, workers
 from dispatcher.store.deliveries import Release
 from dispatcher.store.records import IdempotencyKey, LaneClaim, TaskClaim, TaskReport
 from dispatcher.store.redelivering import Bulk, Criteria
@@ -166,6 +166,7 @@ async def exercise(store: Store) -> None:
     await store.forget_answers()
     await store.ledger(ACCOUNT)
     await store.account(ACCOUNT)
+    await workers.list_workers(store.database)
     await queries.next_task_due(store.database, ("slow", "other"))
     await queries.task(store.database, ACCOUNT, task.id)
     await queries.delivery(store.database, ACCOUNT, first.id)

@@ -57,24 +57,46 @@ def lacking() -> str | None:
     return None
 
 
+@functools.cache
+def _user() -> pwd.struct_passwd | None:
+    """Whom it runs as, where that is not us. It refuses to run as root."""
+    return None if os.geteuid() != 0 else pwd.getpwnam(unprivileged())
+
+
+def unprivileged() -> str:
+    """A user without rights: the one that Debian's package makes, or the one that every system has."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam("postgres").pw_name
+    return "nobody"
+
+
+def give_to_its_user(folder: Path) -> None:
+    """Let it have a folder of ours."""
+    user = _user()
+    if user is not None:
+        os.chown(folder, user.pw_uid, user.pw_gid)
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """One of its programs, as a user without rights, and no longer than whoever began it."""
+    found = binaries()
+    assert found is not None
+    user = _user()
+    rights = [] if user is None else ["--reuid", str(user.pw_uid), "--regid", str(user.pw_gid), "--clear-groups"]
+    return ["setpriv", *rights, "--pdeathsig", "QUIT", str(found / program), *arguments]
+
+
 class Cluster:
     """A PostgreSQL that can be started, stopped and killed."""
 
     def __init__(self, **settings: str) -> None:
-        found = binaries()
-        assert found is not None
-        self._binaries = found
         self._settings = SETTINGS | settings
         # a short name: the path of a socket has little room
         self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
         self.data = self.folder / "data"
         self.log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._user: pwd.struct_passwd | None = None
-        if os.geteuid() == 0:
-            # It refuses to run as root.
-            self._user = pwd.getpwnam(unprivileged())
-            os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
+        give_to_its_user(self.folder)
         self._names = itertools.count()
         #: databases that are as new
         self._free: list[str] = []
@@ -83,15 +105,9 @@ class Cluster:
             *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "icu", "--icu-locale", "en"),
         )
 
-    def _command(self, program: str, *arguments: str) -> list[str]:
-        """As a user without rights, and no longer than whoever began it."""
-        user = [] if self._user is None else ["--reuid", str(self._user.pw_uid), "--regid", str(self._user.pw_gid)]
-        drop = [] if self._user is None else ["--clear-groups"]
-        return ["setpriv", *user, *drop, "--pdeathsig", "QUIT", str(self._binaries / program), *arguments]
-
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
-            self._command(program, *arguments), cwd=self.folder, capture_output=True, timeout=WITHIN, check=False
+            command(program, *arguments), cwd=self.folder, capture_output=True, timeout=WITHIN, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
 
@@ -101,7 +117,7 @@ class Cluster:
         settings = itertools.chain.from_iterable(("-c", f"{name}={value}") for name, value in options.items())
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command("postgres", "-D", str(self.data), *settings),
+                command("postgres", "-D", str(self.data), *settings),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -222,13 +238,6 @@ class Cluster:
                 await connection.close()
 
         _in_thread(execute)
-
-
-def unprivileged() -> str:
-    """A user without rights: the one that Debian's package makes, or the one that every system has."""
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam("postgres").pw_name
-    return "nobody"
 
 
 def _in_thread(work: Callable[[], Awaitable[T]]) -> T:

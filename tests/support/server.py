@@ -182,8 +182,9 @@ class Server:
         return status
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run another `dispatcher` command on the same data directory."""
-        return forking.run(*arguments, "--data-dir", str(self.data_dir), check=check)
+        """Run another `dispatcher` command on the same data directory and database."""
+        environment = os.environ | self._database
+        return forking.run(*arguments, "--data-dir", str(self.data_dir), env=environment, check=check)
 
     def __enter__(self) -> Self:
         return self.start()

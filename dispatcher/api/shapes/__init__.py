@@ -43,6 +43,8 @@ from dispatcher.api.shapes.installation import (
     Health,
     ProcessorList,
     ProcessorView,
+    Worker,
+    WorkerList,
 )
 from dispatcher.api.shapes.problem_details import (
     ProblemDetails,
@@ -133,6 +135,7 @@ ALL: tuple[type[msgspec.Struct], ...] = (
     Ledger,
     ProcessorList,
     EgressAddresses,
+    WorkerList,
     Health,
     ProblemDetails,
 )
@@ -208,4 +211,6 @@ __all__ = [
     "TaskList",
     "TaskRequest",
     "Timing",
+    "Worker",
+    "WorkerList",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 
@@ -24,6 +26,27 @@ class EgressAddresses(Struct, kw_only=True):
     """The addresses that deliveries come from, as the operator stated them."""
 
     items: list[str]
+
+
+class Worker(Struct, kw_only=True):
+    """A process of this installation, by its session; `deliveries` and `tasks` count what it has leased."""
+
+    id: str
+    host: str
+    pid: int
+    role: str
+    version: str
+    state: Literal["live", "overdue"]
+    started_at: str
+    heartbeat_age: float | None
+    deliveries: int
+    tasks: int
+
+
+class WorkerList(Struct, kw_only=True):
+    """Every process, the oldest first."""
+
+    items: list[Worker]
 
 
 class Health(Struct, kw_only=True):

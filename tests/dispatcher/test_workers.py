@@ -1,0 +1,59 @@
+"""The registry of processes: who has a session, and what hangs on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib.metadata import version
+
+import sqlalchemy as sa
+
+from dispatcher.store.records import TaskClaim
+from dispatcher.store.sessions import open_session
+from dispatcher.store.tables import sessions
+from dispatcher.store.workers import list_workers
+from tests.support.stores import Home, accept, lease, new_task, open_store
+
+
+async def test_each_process_and_what_it_has_leased(home: Home) -> None:
+    async with open_store(home) as store:
+        idle = await open_session(store.database, ttl=60, alone=False, role="api")
+        await accept(store, *(new_task() for _ in range(5)), *(new_task(task_type="slow") for _ in range(3)))
+        await lease(store, limit=2)
+        await store.lease_tasks(TaskClaim(types=("slow",), limit=1))
+        # A processor elsewhere holds this one; no process of ours works on it.
+        await store.lease_tasks(TaskClaim(types=("slow",), limit=1, lease_for={"slow": 60.0}))
+
+        busy, other = await list_workers(store.database)
+
+        assert (busy.role, busy.deliveries, busy.tasks) == ("all", 2, 1)
+        assert (other.id, other.role, other.deliveries, other.tasks) == (idle, "api", 0, 0)
+        for one in (busy, other):
+            assert (one.host, one.pid) == (socket.gethostname(), os.getpid())
+            assert (one.version, one.overdue) == (version("webhook-dispatcher"), False)
+
+
+async def test_a_heartbeat_has_an_age(home: Home) -> None:
+    async with open_store(home) as store:
+        await open_session(store.database, ttl=-1, alone=False)
+        async with store.database.write() as connection:
+            await connection.execute(sa.update(sessions).values(heartbeat_at=sessions.c.heartbeat_at - 3_600_000))
+        assert await store.heartbeat()
+
+        mine, late = await list_workers(store.database)
+
+        assert mine.heartbeat_age is not None
+        assert late.heartbeat_age is not None
+        assert 0 <= mine.heartbeat_age < 3600 <= late.heartbeat_age
+        assert (mine.overdue, late.overdue) == (False, True)
+
+
+async def test_a_process_of_an_older_version_says_less(home: Home) -> None:
+    async with open_store(home) as store:
+        older = sa.insert(sessions).values(id="0" * 32, host="elsewhere", pid=1, started_at=0, expires_at=0)
+        async with store.database.write() as connection:
+            await connection.execute(older)
+
+        [first, _] = await list_workers(store.database)
+
+        assert (first.host, first.role, first.version, first.heartbeat_age) == ("elsewhere", "all", "", None)
