@@ -86,13 +86,17 @@ class Outbox:
         *,
         public_key: str | None = None,
         schema: str | None = None,
+        notify: bool = True,
         limits: Limits = Limits(),  # noqa: B008 - it is frozen
         policy: EgressPolicy = EgressPolicy(),  # noqa: B008 - it is frozen
     ) -> None:
         """`public_key` is what `dispatcher outbox key` prints; without it, the table is asked with each task.
 
-        `schema` is where the tables are, if not on the search path. `limits` and `policy` are the installation's, where
-        its operator has changed them: what they refuse, is refused here already. Raises OutboxRefused.
+        `schema` is where the tables are, if not on the search path. Without `notify` workers find out by themselves,
+        within a second: for two-phase commit, which does not go with NOTIFY. `limits` and `policy` are the
+        installation's, where its operator has changed them: what they refuse, is refused here already.
+
+        Raises OutboxRefused.
         """
         try:
             self._public_key = None if public_key is None else PublicKey.parse(public_key)
@@ -102,8 +106,9 @@ class Outbox:
         rows = sa.table("outbox", *(sa.column(name) for name in (*_COLUMNS, "created_at")), schema=schema)
         # Cast, since a driver may not say of None what it is none of.
         given = (sa.cast(sa.bindparam(name, type_=kind), kind) for name, kind in _COLUMNS.items())
+        row = sa.select(*given, _NOW)
         self._insert = sa.insert(rows).from_select(
-            (*_COLUMNS, "created_at"), sa.select(*given, _NOW).select_from(_TELL), include_defaults=False
+            (*_COLUMNS, "created_at"), row.select_from(_TELL) if notify else row, include_defaults=False
         )
         keys = sa.table("outbox_keys", sa.column("id"), sa.column("public_key", sa.LargeBinary), schema=schema)
         self._newest_key = sa.select(keys.c.public_key).order_by(keys.c.id.desc()).limit(1)
@@ -183,10 +188,10 @@ class Outbox:
             row = _Row(Kind.TASK, account, _part(fields), _payload(payload), trace=trace, key=key)
             request = self._checker.task_request(request_of(row.fields, row.payload, secret))
             # how long a processor takes is not known here
-            place = self._checker.place(request, timeout=0.0)
+            callback = self._checker.destination(request, timeout=0.0)
             self._checker.metadata(request.metadata, "/metadata")
-            if place.schemes is not None:
-                check_schemes(place.schemes, place.secret, "/schemes")
+            if callback.schemes is not None:
+                check_schemes(callback.schemes, callback.secret, "/schemes")
         return self._written(where, lambda connection: row.values(self._sealed(connection, row, secret)))
 
     def _sealed(self, connection: Connection, row: _Row, secret: bytes) -> bytes:

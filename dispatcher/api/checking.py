@@ -81,7 +81,7 @@ def is_traceparent(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Destination:
     """Where a callback goes, as far as that can be told without DNS."""
 
     target: Target
@@ -104,7 +104,7 @@ class Checker:
         self.policy = policy
 
     def task_request(self, raw: bytes | msgspec.Raw, prefix: str = "") -> shapes.TaskRequest:
-        """A task as it was asked for. Its callback is `place`. Raises Problem."""
+        """A task as it was asked for. Its callback is for `destination`. Raises Problem."""
         try:
             request = _decode_task(raw)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -121,11 +121,13 @@ class Checker:
         self.check_json(bytes(request.payload), f"{prefix}/payload", self.limits.max_body)
         return request
 
-    def place(self, request: shapes.TaskRequest | shapes.CallbackRequest, *, timeout: float, prefix: str = "") -> Place:
+    def destination(
+        self, request: shapes.TaskRequest | shapes.CallbackRequest, *, timeout: float, prefix: str = ""
+    ) -> Destination:
         """A callback, with `timeout` seconds of work before it. Raises Problem."""
         target = self.target(request.callback_url, f"{prefix}/callback_url")
         token = find_token(target.path)
-        return Place(
+        return Destination(
             target=target,
             token=token,
             window_end=_check_window(token, request.deliver_before, timeout, prefix),

@@ -29,6 +29,7 @@ from dispatcher.store import Store, intake, publishing
 from dispatcher.store.outbox import Batch, Event, Refusal, Row, Taken, Task
 from dispatcher.store.outbox_keys import KeyPairs
 from dispatcher.store.publishing import Publication
+from subscriptions.keyring import KeyringError
 
 log = structlog.get_logger(__name__)
 
@@ -49,13 +50,16 @@ class OutboxTaker:
         self._reader = reader
         self._accounts = accounts
         self._expect = expect
+        #: the account that was looked at last
+        self._after = ""
 
     async def outbox(self) -> float | None:
         """Take the next rows; answers as a step of `Chores` does."""
-        waiting = await self._store.outbox_waiting(max_body=self._reader.limits.max_body)
+        waiting = await self._store.outbox_waiting(after=self._after, max_body=self._reader.limits.max_body)
+        self._after = waiting.last
         taken = await self._take(await self._read_all(waiting.rows, waiting.keys))
         moved = any(one.done or one.refused or one.stale for one in taken)
-        return 0.0 if moved else LOOK_INTERVAL
+        return 0.0 if moved or self._after else LOOK_INTERVAL
 
     # Read
 
@@ -76,17 +80,25 @@ class OutboxTaker:
 
     async def _read(self, row: Row, keys: KeyPairs) -> Item:
         try:
-            if not row.is_known:
-                raise not_found("account")
-            if row.traceparent is not None:
-                check_traceparent(row.traceparent, "/traceparent")
-            if row.kind == Kind.TASK:
-                return await self._task(row, keys)
-            if row.kind == Kind.EVENT:
-                return await self._event(row)
-            raise invalid("/kind", "must be task or event")
+            return await self._requested(row, keys)
         except Problem as problem:
             return Refusal(row=row, problem=problem.as_dict())
+        except (StoreUnavailable, KeyringError):
+            # It is not the row's fault: it waits.
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other rows have their turn
+            return _at_fault(row, exc)
+
+    async def _requested(self, row: Row, keys: KeyPairs) -> Task | Event:
+        if not row.is_known:
+            raise not_found("account")
+        if row.traceparent is not None:
+            check_traceparent(row.traceparent, "/traceparent")
+        if row.kind == Kind.TASK:
+            return await self._task(row, keys)
+        if row.kind == Kind.EVENT:
+            return await self._event(row)
+        raise invalid("/kind", "must be task or event")
 
     async def _task(self, row: Row, keys: KeyPairs) -> Task:
         try:
@@ -146,10 +158,7 @@ class OutboxTaker:
             [item] = items
             if isinstance(item, Refusal):
                 raise
-            log.error(
-                "outbox_row_failed", outbox_id=item.row.id, account=item.row.account, error=type(exc).__qualname__
-            )
-            return await self._take([Refusal(row=item.row, problem=_FAULT)])
+            return await self._take([_at_fault(item.row, exc)])
         self._tell(taken)
         return [taken]
 
@@ -163,9 +172,8 @@ class OutboxTaker:
         self._expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
 
 
-#: the problem of a row that ran into a fault of ours; the log says more
-_FAULT: dict[str, object] = {
-    "type": "about:blank",
-    "title": HTTPStatus.INTERNAL_SERVER_ERROR.phrase,
-    "status": int(HTTPStatus.INTERNAL_SERVER_ERROR),
-}
+def _at_fault(row: Row, error: Exception) -> Refusal:
+    """A row that ran into a fault of ours. Only its kind is logged: its text may hold anything."""
+    log.error("outbox_row_failed", outbox_id=row.id, account=row.account, error=type(error).__qualname__)
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return Refusal(row=row, problem={"type": "about:blank", "title": status.phrase, "status": int(status)})

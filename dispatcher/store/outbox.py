@@ -11,7 +11,6 @@ transaction). A row that cannot be taken stays, with the problem that it has; th
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -63,6 +62,8 @@ class Waiting:
 
     rows: list[Row]
     keys: KeyPairs
+    #: the last account that they are of; those beyond it are next. Empty where there are none
+    last: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,21 +126,23 @@ class Taken:
 # --- read -------------------------------------------------------------------------------------------------
 
 
-async def waiting(database: Database, keyring: Keyring, *, max_body: int) -> Waiting:
-    """The rows that are next: the first ones of a few accounts, so that none waits for another's long line."""
+async def waiting(database: Database, keyring: Keyring, *, after: str, max_body: int) -> Waiting:
+    """The rows that are next: the first ones of a few accounts beyond `after`, so that none waits for another's long
+    line. Of a payload no more is read than a byte over `max_body`.
+    """
     async with database.read() as connection:
-        names = list(await connection.scalars(_ACCOUNTS))
+        names = list(await connection.scalars(_NEXT_ACCOUNTS, {"after": after}))
+        if not names and after:
+            names = list(await connection.scalars(_NEXT_ACCOUNTS, {"after": ""}))
         if not names:
-            return Waiting(rows=[], keys=KeyPairs({}))
-        chosen = random.sample(names, min(len(names), ACCOUNTS_AT_ONCE))
-        known = set(await connection.scalars(sa.select(accounts.c.id).where(accounts.c.id.in_(chosen))))
+            return Waiting(rows=[], keys=KeyPairs({}), last="")
+        known = set(await connection.scalars(sa.select(accounts.c.id).where(accounts.c.id.in_(names))))
         rows: list[Row] = []
-        for account in chosen:
-            query = _first(account, STEP // len(chosen), max_body)
-            rows += [
-                Row(**row, is_known=account in known) for row in (await connection.execute(query)).mappings().all()
-            ]
-        return Waiting(rows=rows, keys=await outbox_keys.opened(connection, keyring))
+        for account in names:
+            found = await connection.execute(_first(account, STEP // len(names), max_body))
+            rows += [Row(**row, is_known=account in known) for row in found.mappings()]
+        keys = await outbox_keys.opened(connection, keyring)
+        return Waiting(rows=rows, keys=keys, last=names[-1] if len(names) == ACCOUNTS_AT_ONCE else "")
 
 
 def _first(account: str, limit: int, max_body: int) -> sa.Select[Any]:
@@ -164,18 +167,18 @@ def _first(account: str, limit: int, max_body: int) -> sa.Select[Any]:
     )
 
 
-def _accounts() -> sa.Select[Any]:
-    """The accounts that have rows: a loose index scan, which hops from account to account."""
+def _next_accounts() -> sa.Select[Any]:
+    """The next accounts that have rows: a loose index scan, which hops from account to account."""
 
-    def first_after(account: sa.ColumnElement[str] | str) -> sa.ScalarSelect[str]:
+    def first_after(account: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
         return sa.select(sa.func.min(outbox.c.account)).where(outbox.c.account > account, is_untaken).scalar_subquery()
 
-    hops = sa.select(first_after("").label("account")).cte("hops", recursive=True)
+    hops = sa.select(first_after(sa.bindparam("after", type_=sa.String)).label("account")).cte("hops", recursive=True)
     hops = hops.union_all(sa.select(first_after(hops.c.account)).where(hops.c.account.is_not(None)))
-    return sa.select(hops.c.account).where(hops.c.account.is_not(None))
+    return sa.select(hops.c.account).where(hops.c.account.is_not(None)).limit(ACCOUNTS_AT_ONCE)
 
 
-_ACCOUNTS = _accounts()
+_NEXT_ACCOUNTS = _next_accounts()
 
 
 def weight(batch: Batch) -> int:

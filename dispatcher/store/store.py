@@ -425,9 +425,9 @@ class Store:
 
     # The outbox
 
-    async def outbox_waiting(self, *, max_body: int) -> outbox.Waiting:
-        """The rows of the outbox that are next; of a payload no more than a byte over `max_body`."""
-        return await outbox.waiting(self.database, self.keyring, max_body=max_body)
+    async def outbox_waiting(self, *, after: str, max_body: int) -> outbox.Waiting:
+        """The rows of the outbox that are next, of accounts beyond `after`."""
+        return await outbox.waiting(self.database, self.keyring, after=after, max_body=max_body)
 
     async def take_outbox(self, batch: outbox.Batch) -> outbox.Taken:
         """Store what rows of the outbox came to, and delete them; those that others were at stay for the next step."""

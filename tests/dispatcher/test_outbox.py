@@ -48,7 +48,7 @@ from tests.support.stores import (
 
 MARKER = "Zx9-never-shown"
 URL = f"https://api.example.com/results/{MARKER}"
-PUBLIC = KeyPair.generate().public
+PUBLIC = KeyPair(bytes(range(32))).public
 
 
 # --- what is refused at the call --------------------------------------------------------------------------
@@ -405,22 +405,25 @@ async def test_a_sealed_part_is_good_for_its_own_row(store: Store, engine: Async
     assert len(await rows(store, tasks)) == 1
 
 
+@pytest.mark.parametrize("at", ["reading", "storing"])
 async def test_a_fault_of_ours_costs_one_row_only(
-    store: Store, engine: AsyncEngine, home: Home, monkeypatch: pytest.MonkeyPatch
+    store: Store, engine: AsyncEngine, home: Home, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """The database itself refuses one row among many: the others are taken, and it is kept."""
+    """One row among many cannot be read, or the database itself refuses it: the others are taken, and it is kept."""
     async with engine.begin() as connection:
         for n in range(5):
             await submit_task(connection, ACCOUNT, URL, n, metadata={"n": n})
     read = Reader.task
 
-    def too_long(self: Reader, raw: bytes, **options: Any) -> Any:
+    def failing(self: Reader, raw: bytes, **options: Any) -> Any:
         task, token = read(self, raw, **options)
         if task.metadata == b'{"n":3}':
+            if at == "reading":
+                raise RuntimeError(MARKER)
             task = type(task)(**{name: getattr(task, name) for name in task.__struct_fields__} | {"id": "x" * 40})
         return task, token
 
-    monkeypatch.setattr(Reader, "task", too_long)
+    monkeypatch.setattr(Reader, "task", failing)
     await take_all(store, home)
     [row] = await rows(store)
     assert (json.loads(row["fields"]), row["problem"]["status"]) == ({"metadata": {"n": 3}}, 500)
@@ -520,6 +523,37 @@ async def test_no_account_waits_for_another_s_long_line(store: Store, engine: As
     assert "small" in {row["account"] for row in await rows(store, events)}
     await take_all(store, home)
     assert len(await rows(store, events)) == outbox_store.STEP + 6
+
+
+async def test_of_many_accounts_each_has_its_turn(store: Store, engine: AsyncEngine, home: Home) -> None:
+    names = [f"a{n:02}" for n in range(2 * outbox_store.ACCOUNTS_AT_ONCE + 1)]
+    async with store.database.write() as connection:
+        for name in names:
+            await accounts.ensure(connection, name)
+    rounds = outbox_store.STEP // outbox_store.ACCOUNTS_AT_ONCE + 1
+    async with engine.begin() as connection:
+        for name in names:
+            for n in range(rounds):
+                await publish_event(connection, name, "order.paid", n)
+    taker = taker_of(store, home)
+    for _ in range(3):
+        assert await taker.outbox() == 0.0
+    assert {row["account"] for row in await rows(store, events)} == set(names)
+    await take_all(store, home)
+    assert len(await rows(store, events)) == rounds * len(names)
+
+
+async def test_workers_need_not_be_told(store: Store, engine: AsyncEngine, home: Home) -> None:
+    told: list[str] = []
+    listener = await asyncpg.connect(store.database.url)
+    await listener.add_listener(CHANNEL, lambda _connection, _pid, _channel, text: told.append(text))
+    async with engine.begin() as connection:
+        await Outbox(notify=False).publish_event(connection, ACCOUNT, "order.paid", {})
+    await listener.fetchval("SELECT 1")
+    assert (told, len(await rows(store))) == ([], 1)
+    await listener.close()
+    await take_all(store, home)
+    assert len(await rows(store, events)) == 1
 
 
 # --- keys -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.public_keys import PREFIX, KeyPair, PublicKey, SealingError
 
-PAIR = KeyPair.generate()
+PAIR = KeyPair(bytes(range(32)))
 SEALED = PAIR.public.seal(b"s3cr3t", b"here")
 
 
@@ -32,10 +32,10 @@ def test_a_changed_value_is_not_opened(at: int) -> None:
     assert "s3cr3t" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [b"", SEALED[:1], SEALED[:5], SEALED[:37], SEALED[:-1], SEALED + b"\0"])
-def test_a_value_of_another_length_is_not_opened(value: bytes) -> None:
+@pytest.mark.parametrize("length", [0, 1, 5, 36, 37, len(SEALED) - 1, len(SEALED) + 1])
+def test_a_value_of_another_length_is_not_opened(length: int) -> None:
     with pytest.raises(SealingError):
-        PAIR.open(value, b"here")
+        PAIR.open((SEALED + b"\0")[:length], b"here")
 
 
 def test_a_value_is_opened_in_its_place_only() -> None:

@@ -134,10 +134,10 @@ def test_what_is_committed_is_delivered_and_what_is_rolled_back_is_not(
     assert shop.rows("SELECT * FROM outbox") == []
 
 
-def test_two_workers_take_each_row_once_and_in_order(shop: Shop, start: Start, receiver: Receiver) -> None:
+def test_a_server_and_a_worker_take_each_row_once_and_in_order(shop: Shop, start: Start, receiver: Receiver) -> None:
     number = 60
-    servers = [start("one"), start("two")]
-    with shop.client(servers[0]) as client:
+    server = start("one")
+    with server.worker(), shop.client(server) as client:
         id_ = subscribe(client, receiver, ordering="fifo")
 
         async def publish() -> None:
