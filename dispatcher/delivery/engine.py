@@ -196,6 +196,8 @@ class Engine:
         self._governor.spend(len(batch.deliveries))
         await self._take_in_turn(batch.deliveries)
         now = _now()
+        for key, seconds in batch.closed.items():
+            self._lanes.get(key).closed_until = now + seconds
         for lane, delay in batch.next_due.items():
             if delay is not None:
                 # What is due and was not leased, another process is just leasing.

@@ -17,7 +17,7 @@ import structlog
 
 from dispatcher.bodies import Body
 from dispatcher.models import DeliveryKind, DeliveryState
-from dispatcher.store import endpoints, holding
+from dispatcher.store import endpoints, holding, pacing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
@@ -46,6 +46,8 @@ class Claims:
     lanes: Sequence[LaneClaim]
     keyring: Keyring
     endpoints: Endpoints
+    #: others may lease from the same lanes, so that a pace is kept together
+    shared: bool
 
 
 async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch]:
@@ -65,14 +67,17 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
     others = [id_ for id_, subscription_id in found if subscription_id is not None]
     leased: list[LeasedDelivery] = []
+    closed: dict[str, float] = {}
     if found:
         callback_rows, message_rows = await tx.run((_CALLBACKS, _asked(callbacks)), (_MESSAGES, _asked(others)))
         leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
-        leased += await _messages(tx, [_DueMessage._make(row) for row in message_rows], request.endpoints)
+        # In the order in which they became due; the database has its own.
+        messages = sorted(map(_DueMessage._make, message_rows), key=lambda row: others.index(row.id))
+        leased += await _messages(tx, messages, request, closed)
     [_, first_due] = await tx.run(
         (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []), (_first_due(len(lanes)), [lanes])
     )
-    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now))
+    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now), closed=closed)
 
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:
@@ -210,7 +215,7 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
     )
 
 
-def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelivery:
+def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0) -> LeasedDelivery:
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
@@ -223,6 +228,7 @@ def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelive
         traceparent=row.traceparent,
         kind=DeliveryKind(row.kind),
         other_secret=bool(row.other_secret),
+        not_before=not_before,
     )
 
 
@@ -259,17 +265,43 @@ async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
 # --- subscriptions ----------------------------------------------------------------------------------------
 
 
-async def _messages(tx: Transaction, rows: Sequence[_DueMessage], known: Endpoints) -> list[LeasedDelivery]:
+async def _messages(
+    tx: Transaction, rows: Sequence[_DueMessage], request: Claims, closed: dict[str, float]
+) -> list[LeasedDelivery]:
+    """Those that may be sent, and in `closed` the lanes whose pace does not let us send more."""
     if not rows:
         return []
     standing = await endpoints.standing(tx.connection, (row.subscription_id for row in rows))
     going = await _without_those_that_stay(tx, rows, standing)
-    opened = await _opened(tx, going, standing, known)
+    opened = await _opened(tx, going, standing, request.endpoints)
+    able = [row for row in going if row.subscription_id in opened]
+    places = await _places(tx, able, standing, closed) if request.shared else {}
     return [
-        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]))
-        for row in going
-        if row.subscription_id in opened
+        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]), not_before=places.get(row.id, 0.0))
+        for row in able
+        if row.id in places or row.lane not in closed
     ]
+
+
+async def _places(
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], closed: dict[str, float]
+) -> dict[str, float]:
+    """When each of those may be sent that have a place in a pace, by our monotonic clock."""
+    paced: dict[str, list[_DueMessage]] = {}
+    for row in rows:
+        if row.kind == DeliveryKind.MESSAGE and standing[row.subscription_id]["rate_limit"] is not None:
+            paced.setdefault(row.subscription_id, []).append(row)
+    given = await pacing.take(
+        tx, {id_: pacing.Wish(len(waiting), standing[id_]["rate_limit"]) for id_, waiting in paced.items()}
+    )
+    starts: dict[str, float] = {}
+    for id_, places in given.items():
+        # Those without a place are left as they are.
+        for row, at in zip(paced[id_], places.at, strict=False):
+            starts[row.id] = tx.clock + (at - tx.now) / 1000
+        if len(places.at) < len(paced[id_]):
+            closed[paced[id_][0].lane] = (places.ask_at - tx.now) / 1000
+    return starts
 
 
 async def _opened(

@@ -72,12 +72,20 @@ class Store:
     """
 
     def __init__(
-        self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float, role: str
+        self,
+        database: Database,
+        keyring: Keyring,
+        committer: Committer,
+        *,
+        session_ttl: float,
+        alone: bool,
+        role: str,
     ) -> None:
         self.database = database
         self.keyring = keyring
         self._committer = committer
         self._session_ttl = session_ttl
+        self._alone = alone
         self._role = role
         self._endpoints = Endpoints(keyring)
         self._rosters = Rosters()
@@ -91,7 +99,7 @@ class Store:
         session = await sessions.open_session(database, ttl=session_ttl, alone=alone, role=role)
         committer = Committer(database, session=session)
         committer.start()
-        return cls(database, keyring, committer, session_ttl=session_ttl, role=role)
+        return cls(database, keyring, committer, session_ttl=session_ttl, alone=alone, role=role)
 
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
@@ -181,7 +189,7 @@ class Store:
 
     async def lease(self, lanes: Sequence[LaneClaim]) -> LeasedBatch:
         """Lease due deliveries, lane by lane."""
-        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints)
+        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints, shared=not self._alone)
         return await self._committer.write(
             leasing.lease, claims, weight=sum(claim.limit for claim in lanes), patient=True
         )

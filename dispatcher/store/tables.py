@@ -84,6 +84,19 @@ sessions = sa.Table(
     sa.Column("last_batch", Id),
 )
 
+#: The paces of subscriptions that have a rate limit, where several processes keep them (`dispatcher.pace`).
+paces = sa.Table(
+    "paces",
+    metadata,
+    sa.Column("subscription_id", Id, primary_key=True),
+    #: the session that holds it
+    sa.Column("session", Id, nullable=False),
+    #: the last place that was given out, milliseconds since the epoch and parts of them
+    sa.Column("until", sa.Float, nullable=False),
+    # It changes often, and no index looks at what changes: room for that on its page.
+    postgresql_with={"fillfactor": 50},
+)
+
 tasks = sa.Table(
     "tasks",
     metadata,

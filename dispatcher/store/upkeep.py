@@ -20,6 +20,7 @@ from dispatcher.store.tables import (
     events,
     idempotency,
     is_live,
+    paces,
     redeliveries,
     subscriptions,
     tasks,
@@ -118,6 +119,7 @@ async def _delete_subscriptions(tx: Transaction, cutoff: int) -> int:
             .limit(BATCH)
         )
     )
+    await tx.connection.execute(sa.delete(paces).where(paces.c.subscription_id.in_(ids)))
     await tx.connection.execute(sa.delete(subscriptions).where(subscriptions.c.id.in_(ids)))
     return len(ids)
 

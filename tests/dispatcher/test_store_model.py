@@ -365,7 +365,6 @@ class Machine(RuleBasedStateMachine):
             sources = [Source(id=event.id, ordering_key=event.ordering_key) for event in events]
             self.model.publish(sources, lambda event, to: f"{event} {to}" in gone, worker.session)
             handed_off.update(result.handed_off)
-            assert result.unfinished == any(job.event in sources for job in self.model.fan_outs)
             if key is not None:
                 self.model.keys[key] = (body, result.answer, self.model.now)
             return None
@@ -978,7 +977,7 @@ FEW = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=9,
+    max_examples=6,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
     # To shrink a failure takes minutes, and to explain it would trace every line.

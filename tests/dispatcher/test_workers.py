@@ -1,13 +1,16 @@
-"""The registry of processes: who has a session, and what hangs on it."""
+"""Processes beside others: the registry of who has a session and what hangs on it, and where each role listens."""
 
 from __future__ import annotations
 
 import os
 import socket
 from importlib.metadata import version
+from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
+from dispatcher.config import load
 from dispatcher.store.records import TaskClaim
 from dispatcher.store.sessions import open_session
 from dispatcher.store.tables import sessions
@@ -57,3 +60,24 @@ async def test_a_process_of_an_older_version_says_less(home: Home) -> None:
         [first, _] = await list_workers(store.database)
 
         assert (first.host, first.role, first.version, first.heartbeat_age) == ("elsewhere", "all", "", None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "port"),
+    [
+        ({}, {}, 8080),
+        ({}, {"role": "api"}, 8080),
+        ({}, {"role": "worker"}, 8081),
+        ({}, {"role": "worker", "port": 9000}, 9000),
+        ({"ROLE": "worker"}, {}, 8081),
+        ({"ROLE": "worker", "PORT": "9000"}, {}, 9000),
+        ({"ROLE": "worker"}, {"role": "api"}, 8080),
+        ({"PORT": "9000"}, {"role": "worker"}, 9000),
+    ],
+)
+def test_where_a_role_listens(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: dict[str, Any], port: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"DISPATCHER_{name}", value)
+    assert load(**options).port == port
