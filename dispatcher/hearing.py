@@ -20,8 +20,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from dispatcher.config import Settings
 from dispatcher.errors import DispatcherError
 from dispatcher.loops import repeat
+from dispatcher.parcels import CHANNEL
 from dispatcher.store import postgresql
-from dispatcher.store.news import CHANNEL, News, decoded
+from dispatcher.store.news import News, decoded
 
 log = structlog.get_logger(__name__)
 

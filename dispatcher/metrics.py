@@ -31,6 +31,8 @@ def _gauge(name: str, text: str) -> Gauge:
 
 tasks_accepted = Counter("dispatcher_tasks_accepted", "Tasks answered with 202", registry=registry)
 events_accepted = Counter("dispatcher_events_accepted", "Events answered with 202", registry=registry)
+outbox_taken = Counter("dispatcher_outbox_taken", "Rows of the outbox that were taken", registry=registry)
+outbox_refused = Counter("dispatcher_outbox_refused", "Rows of the outbox that were refused", registry=registry)
 tasks_finished = Counter("dispatcher_tasks_finished", "Tasks that have a result", ["state"], registry=registry)
 attempts = Counter("dispatcher_attempts", "Attempts that were settled", ["outcome"], registry=registry)
 attempt_seconds = Histogram("dispatcher_attempt_seconds", "Duration of an attempt", registry=registry)

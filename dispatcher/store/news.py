@@ -22,10 +22,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.models import account_of
+from dispatcher.parcels import CHANNEL
 from dispatcher.store.statements import Statement, run
 
-#: the channel of PostgreSQL that it is told on
-CHANNEL = "dispatcher"
 #: bytes that a NOTIFY takes at most are 7,999
 MAX_BYTES = 7_900
 
@@ -42,6 +41,8 @@ class News:
     tasks: bool = False
     #: there are steps to take: a fan-out, deliveries to move or to send again, something to tell
     chores: bool = False
+    #: rows of the outbox wait to be taken
+    outbox: bool = False
     #: more than is named here: whoever hears of it looks around
     more: bool = False
 
@@ -56,10 +57,11 @@ class News:
         self.pauses |= other.pauses
         self.tasks |= other.tasks
         self.chores |= other.chores
+        self.outbox |= other.outbox
         self.more |= other.more
 
     def __bool__(self) -> bool:
-        return bool(self.lanes or self.pauses or self.tasks or self.chores or self.more)
+        return bool(self.lanes or self.pauses or self.tasks or self.chores or self.outbox or self.more)
 
     def encoded(self, sender: str) -> str:
         """As it is told to others. What is too long to be told is left for them to find."""
@@ -80,6 +82,8 @@ class _Said(msgspec.Struct, kw_only=True, omit_defaults=True):
     pauses: dict[str, float] = {}
     tasks: bool = False
     chores: bool = False
+    #: told by whoever publishes (`dispatcher.parcels`)
+    outbox: bool = False
     more: bool = False
 
 
@@ -94,7 +98,9 @@ def decoded(text: str) -> tuple[str, News]:
     except msgspec.DecodeError:
         return "", News.of_anything()
     lanes = {f"{account} {rest}" for account, rests in said.lanes.items() for rest in rests}
-    return said.by, News(lanes=lanes, pauses=said.pauses, tasks=said.tasks, chores=said.chores, more=said.more)
+    return said.by, News(
+        lanes=lanes, pauses=said.pauses, tasks=said.tasks, chores=said.chores, outbox=said.outbox, more=said.more
+    )
 
 
 def _by_account(lanes: Iterable[str]) -> dict[str, list[str]]:

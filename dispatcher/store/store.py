@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
@@ -22,6 +23,7 @@ from dispatcher.store import (
     intake,
     leasing,
     ledger,
+    outbox,
     partitions,
     publishing,
     redelivering,
@@ -292,9 +294,7 @@ class Store:
                 return result
             stale = result.accounts if isinstance(result, publishing.Outdated) else result.stale
             try:
-                for account in stale:
-                    async with self.database.read() as connection:
-                        self._rosters.remember(await self._rosters.read(connection, account))
+                await self._read_rosters(stale)
             except StoreUnavailable:
                 # What is on disk is not denied: the next event reads them anew.
                 if not isinstance(result, publishing.Accepted):
@@ -303,6 +303,11 @@ class Store:
                 return result
             request = replace(request, publications=await self._planned_anew(request))
         raise StoreUnavailable("an account's subscriptions change faster than an event can be planned for them")
+
+    async def _read_rosters(self, accounts: Iterable[str]) -> None:
+        for account in accounts:
+            async with self.database.read() as connection:
+                self._rosters.remember(await self._rosters.read(connection, account))
 
     async def _planned_anew(self, request: publishing.Request) -> list[publishing.Publication]:
         now = time.time_ns() // 1_000_000
@@ -438,6 +443,21 @@ class Store:
     async def tell(self, source: str) -> telling.Told:
         """Tell accounts what happened to their subscriptions, by events from this source (CloudEvents)."""
         return await self._committer.write(telling.tell, source, patient=True)
+
+    # The outbox
+
+    async def outbox_waiting(self, *, after: str, max_body: int) -> outbox.Waiting:
+        """The rows of the outbox that are next, of accounts beyond `after`."""
+        return await outbox.waiting(self.database, self.keyring, after=after, max_body=max_body)
+
+    async def take_outbox(self, batch: outbox.Batch) -> outbox.Taken:
+        """Store what rows of the outbox came to, and delete them; those that others were at stay for the next step."""
+        taken = await self._committer.write(outbox.take, batch, weight=outbox.weight(batch), patient=True)
+        if taken.stale:
+            # What is on disk is not denied: where they cannot be read now, the next event reads them.
+            with contextlib.suppress(StoreUnavailable):
+                await self._read_rosters(taken.stale)
+        return taken
 
     # Upkeep: each returns how many rows it handled
 
