@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -96,7 +96,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
         accounts = AccountCache(store)
         work: Work | None = None
         if settings.does_work:
-            sender = await stack.enter_async_context(_sender(settings, installation, policy))
+            sender = await stack.enter_async_context(_sender(settings, installation, policy, clock=store.now))
             work = _work(
                 settings=settings,
                 store=store,
@@ -165,7 +165,9 @@ def _work(
 
 
 @asynccontextmanager
-async def _sender(settings: Settings, installation: Installation, policy: EgressPolicy) -> AsyncIterator[Sender]:
+async def _sender(
+    settings: Settings, installation: Installation, policy: EgressPolicy, *, clock: Callable[[], float]
+) -> AsyncIterator[Sender]:
     resolver = Resolver(nameservers=settings.nameservers)
     transport = _transport(settings, resolver, policy)
     try:
@@ -175,6 +177,7 @@ async def _sender(settings: Settings, installation: Installation, policy: Egress
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
+            clock=clock,
         )
     finally:
         await transport.aclose()

@@ -30,7 +30,7 @@ from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
-from dispatcher.store.leasing import MAX_LANES_PER_CLAIM
+from dispatcher.store.lanewise import MAX_LANES
 from dispatcher.store.news import News
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
@@ -210,7 +210,7 @@ class Engine:
             return []
         lanes: list[Lane] = []
         most = min(MAX_LEASE, self._governor.allowance(now))
-        while len(lanes) < min(most, MAX_LANES_PER_CLAIM):
+        while len(lanes) < min(most, MAX_LANES):
             due = self._agenda.take_due(now, 1)
             if not due:
                 break
@@ -303,7 +303,7 @@ class Engine:
         try:
             account = await self._account(delivery)
             window_end = delivery.endpoint.window_end
-            if window_end is not None and window_end <= time.time() * 1000:
+            if window_end is not None and window_end <= self._store.now() * 1000:
                 # Leasing it again will expire it.
                 raise _NotNowError(delay=0.0)
             is_current = await self._is_current(delivery)

@@ -29,6 +29,7 @@ from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import ledger, sessions
+from dispatcher.store.clock import DatabaseClock
 from dispatcher.store.database import Database
 from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
@@ -141,6 +142,7 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
+        self.clock = DatabaseClock()
         #: told what each commit leaves to be done
         self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
@@ -305,9 +307,11 @@ class Committer:
         session = self.session
         try:
             async with self._database.write(await self._connection()) as connection:
+                asked = monotonic()
                 now = await sessions.mark_batch(connection, session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
+                self.clock.learn(now, asked=asked)
                 tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
+import structlog
+
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import (
     accounts,
@@ -58,6 +60,8 @@ from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Draft, Movement, Subscription, ValidKey
 from subscriptions.secrets import SigningKey
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 #: times that events are planned before their publisher is told to come back
@@ -103,7 +107,15 @@ class Store:
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
         await self._committer.stop()
-        await sessions.close_session(self.database, self._committer.session)
+        try:
+            await sessions.close_session(self.database, self._committer.session)
+        except StoreUnavailable as exc:
+            # It ends by itself, and its leases with it.
+            log.warning("session_left", reason=str(exc))
+
+    def now(self) -> float:
+        """The database's clock, seconds since the epoch: what moments in the database can be compared with."""
+        return self._committer.clock.now()
 
     async def heartbeat(self) -> bool:
         """Keep this process's leases alive. False when the session is over."""

@@ -80,7 +80,7 @@ async def process(home: Home) -> AsyncIterator[Process]:
     installation = await open_installation(settings)
     store = await Store.open(installation.database, installation.keyring, session_ttl=60, alone=True)
     heartbeat, accounts = Heartbeat(store, ttl=60), GatedAccounts(store)
-    async with server._sender(settings, installation, EgressPolicy.of(settings)) as sender:
+    async with server._sender(settings, installation, EgressPolicy.of(settings), clock=store.now) as sender:
         engine = Engine(store, sender, accounts, settings, heartbeat)
         await heartbeat.start()
         yield Process(store=store, heartbeat=heartbeat, engine=engine, accounts=accounts)
