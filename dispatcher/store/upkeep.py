@@ -47,6 +47,8 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
         sa.select(tasks.c.id, tasks.c.state)
         .where(tasks.c.callback_url.is_not(None), tasks.c.window_end <= tx.now)
         .limit(BATCH)
+        # Whoever has it just now may be finishing it.
+        .with_for_update(skip_locked=True)
     )
     over = rows.all()
     unfinished = [row.id for row in over if row.state in {TaskState.QUEUED, TaskState.PROCESSING}]
@@ -91,8 +93,16 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
             .where(table.c.id < id_floor(cutoff), table.c.finished_at < cutoff, ~live, ~recent)
             .order_by(table.c.id)
             .limit(BATCH)
+            .with_for_update(of=table, skip_locked=True)
         )
     )
+    # Now that nobody can send one again, what was sent again before is seen, too.
+    kept = await tx.connection.scalars(
+        sa.select(deliveries.c.source_id).where(
+            deliveries.c.source_id.in_(ids), sa.or_(is_live, deliveries.c.finished_at >= cutoff)
+        )
+    )
+    ids = sorted(set(ids) - set(kept))
     if not ids:
         return 0
     # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.
