@@ -303,32 +303,34 @@ class Committer:
         answers: dict[_Entry, Any] = {}
         news = News()
         applied = False
+        # Another may begin while this one is at work.
+        session = self.session
         try:
             async with self._database.write(await self._connection()) as connection:
                 asked = monotonic()
-                now = await sessions.mark_batch(connection, self.session, batch_id)
+                now = await sessions.mark_batch(connection, session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
                 self.clock.learn(now, asked=asked)
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session, news=news)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
                 await tx.write_counts()
                 if news:
-                    await tell_others(connection, news, sender=self.session)
+                    await tell_others(connection, news, sender=session)
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.
             await self._give_back()
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
-            if not (applied and await self._was_committed(batch_id)):
+            if not (applied and await self._was_committed(batch_id, session)):
                 raise
         if news:
             self.on_news(news)
         return [answers[entry] for entry in batch]
 
-    async def _was_committed(self, batch_id: str) -> bool:
+    async def _was_committed(self, batch_id: str, session: str) -> bool:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_exponential(multiplier=0.05, max=2),
@@ -338,7 +340,7 @@ class Committer:
             reraise=True,
         ):
             with attempt:
-                return await sessions.last_batch(self._database, self.session) == batch_id
+                return await sessions.last_batch(self._database, session) == batch_id
         raise StoreUnavailable("the fate of a commit could not be looked up")
 
     def _refuse_waiting(self) -> None:

@@ -22,6 +22,7 @@ from dispatcher.store import (
     intake,
     leasing,
     ledger,
+    partitions,
     publishing,
     redelivering,
     rotating,
@@ -459,6 +460,10 @@ class Store:
     async def delete_old(self, age: float) -> int:
         """Delete what ended more than `age` seconds ago, one batch."""
         return await self._committer.write(upkeep.delete_old, round(age * 1000), weight=upkeep.BATCH, patient=True)
+
+    async def keep_partitions(self, age: float) -> int:
+        """Make the partitions of the days to come, and drop those that ended more than `age` seconds ago."""
+        return await partitions.keep(self.database, round(age * 1000))
 
     async def forget_answers(self) -> int:
         """Delete old idempotency answers, one batch."""

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import settling, work
+from dispatcher.store import partitions, settling, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
@@ -69,7 +69,8 @@ async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
     """Delete what ended longer ago than an age, with all that belongs to it. Answers how many.
 
     A task or an event stays while one of its deliveries can still move, and while an idempotency key may answer
-    with it. Of a deleted subscription the row stays while a delivery names it.
+    with it. Of a deleted subscription the row stays while a delivery names it. Bodies and attempts that stand in
+    partitions go with those (`partitions.keep`).
     """
     return [await _delete_old(tx, max(age, KEPT_MS)) for age in ages_ms]
 
@@ -98,14 +99,16 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
     theirs = list(
         await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART))
     )
-    await tx.connection.execute(sa.delete(attempts).where(attempts.c.delivery_id.in_(theirs)))
-    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(theirs)))
+    dialect = tx.connection.dialect.name
+    tries, content = partitions.rest(attempts, dialect), partitions.rest(bodies, dialect)
+    await tx.connection.execute(sa.delete(tries).where(tries.c.delivery_id.in_(theirs)))
+    await tx.connection.execute(sa.delete(content).where(content.c.id.in_(theirs)))
     await tx.connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(theirs)))
     if len(theirs) == PART:
         return PART
-    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(ids)))
+    await tx.connection.execute(sa.delete(content).where(content.c.id.in_(ids)))
     if table is events:
-        await tx.connection.execute(sa.delete(bodies).where(bodies.c.event_id.in_(ids)))
+        await tx.connection.execute(sa.delete(content).where(content.c.event_id.in_(ids)))
     await tx.connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
     return len(ids)
 

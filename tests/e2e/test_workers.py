@@ -258,15 +258,3 @@ def test_without_their_parent_they_stop(several: Server) -> None:
     until(lambda: not any(map(is_running, pids)))
     # They have ended their sessions themselves: it was no crash.
     assert not pids & registered(several)
-
-
-def test_where_one_cannot_start_none_runs(tmp_path: Path) -> None:
-    with database() as (cluster, name):
-        done = forking.run(
-            *("serve", "--workers", "2", "--port", "0", "--data-dir", str(tmp_path / "data")),
-            *("--processors", "no_such_module"),
-            env=os.environ | {"DATABASE_URL": cluster.url(name)},
-        )
-        assert (done.returncode, done.stdout) == (1, "")
-        assert "there is no module no_such_module" in done.stderr
-        assert "child_cannot_start" in done.stderr
