@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +30,8 @@ KEYS = 6
 WINDOW = 2
 #: deliveries in a second that do not come in batches
 ONE_BY_ONE = 33
+#: deliveries that wait, from which on nothing comes in batches
+MOST_WAITING = 3000
 #: seconds until a request is given up, and made again
 TIMEOUT = 10.0
 #: seconds until each has an answer once nothing goes wrong any more
@@ -78,6 +80,7 @@ class Producers:
         origins: Sequence[str],
         subscriptions: Sequence[Subscribed],
         rate: float,
+        taken: Callable[[], int],
         seed: str,
     ) -> None:
         self._url = url
@@ -88,6 +91,7 @@ class Producers:
             kind: [one.path for one in subscriptions if one.type == kind and one.ordering != "none"]
             for kind in (LINE, KEYED)
         }
+        self._taken = taken
         self._dice = random.Random(seed)
         self._numbers = iter(range(1 << 40))
         self._may_go = asyncio.Event()
@@ -170,10 +174,16 @@ class Producers:
         self._note_task(order, answer)
 
     async def _batch_of_tasks(self, http: httpx.AsyncClient) -> None:
+        if self._is_far_ahead():
+            return
         made = [self._task() for _ in range(self._dice.randint(1, self._in_batch))]
         answer = await self._ask(http, "/tasks/batch", f'{{"tasks": [{",".join(body for _, body in made)}]}}')
         for (order, _), item in zip(made, answer["items"], strict=True):
             self._note_task(order, item["task"] if item["status"] == 202 else item)
+
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be delivered that more of it would show nothing new."""
+        return self.answers.deliveries - self._taken() > MOST_WAITING
 
     def _note_task(self, order: Order, answer: Any) -> None:
         if "delivery_id" not in answer:
@@ -187,6 +197,8 @@ class Producers:
         self._note_event(NEWS, n, await self._ask(http, "/events", self._event(NEWS, n)))
 
     async def _batch_of_news(self, http: httpx.AsyncClient) -> None:
+        if self._is_far_ahead():
+            return
         numbers = [next(self._numbers) for _ in range(self._dice.randint(1, max(1, self._in_batch // 2)))]
         body = f'{{"events": [{",".join(self._event(NEWS, n) for n in numbers)}]}}'
         answer = await self._ask(http, "/events/batch", body)
