@@ -13,7 +13,7 @@ from dispatcher.hearing import Ear
 from dispatcher.models import Outcome, lane_of, ping_lane_of
 from dispatcher.parcels import CHANNEL
 from dispatcher.store import Store, direct, subscribing
-from dispatcher.store.news import MAX_BYTES, News, decoded
+from dispatcher.store.news import LONGEST_LANE, MAX_BYTES, News, decoded
 from dispatcher.store.records import TaskClaim
 from subscriptions.models import Ordering
 from tests.support.patience import PROMPTLY
@@ -77,6 +77,26 @@ def test_what_is_too_long_is_left_to_be_found() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"by": 1}', '{"by": "x", "lanes": {"a": [1]}}', "{}"])
 def test_what_nobody_understands_may_be_anything(text: str) -> None:
     assert decoded(text) == ("", News.of_anything())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"lanes": {"acme": ["https://a.example", "a\0b"]}},
+        {"lanes": {"acme": ["x" * LONGEST_LANE]}},
+        {"pauses": {"a\0 b": 1.0}},
+        {"pauses": {"acme": 1.0}},
+        {"pauses": {LANE: 86_401.0}},
+        {"pauses": {LANE: -1.0}},
+        {"pauses": {LANE: 1e300}},
+    ],
+)
+def test_what_no_process_of_ours_would_say_is_not_believed(said: dict[str, object]) -> None:
+    assert decoded(json.dumps({"by": "x", **said})) == ("", News.of_anything())
+
+
+def test_the_longest_pause_is_believed() -> None:
+    assert decoded(json.dumps({"by": "x", "pauses": {LANE: 86_400.0}})) == ("x", News(pauses={LANE: 86_400.0}))
 
 
 def test_what_a_newer_version_adds_is_passed_over() -> None:
