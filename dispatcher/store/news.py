@@ -26,12 +26,10 @@ from dispatcher.models import account_of
 from dispatcher.parcels import CHANNEL
 from dispatcher.retry import MAX_RETRY_AFTER
 from dispatcher.store.statements import Statement, run
-from dispatcher.store.tables import deliveries
+from dispatcher.store.tables import LONGEST_LANE
 
 #: bytes that a NOTIFY takes at most are 7,999
 MAX_BYTES = 7_900
-#: characters of a lane's name at most
-LONGEST_LANE = deliveries.c.lane.type.length
 
 
 @dataclass(kw_only=True, slots=True)

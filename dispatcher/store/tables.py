@@ -218,6 +218,9 @@ fan_out_targets = sa.Table(
     sa.Column("ids", sa.LargeBinary, nullable=False),
 )
 
+#: characters of a lane's name
+LONGEST_LANE = 370
+
 #: The queue. Kept narrow: what is only needed to send or to show stands in `tasks`, `events` and `bodies`.
 deliveries = sa.Table(
     "deliveries",
@@ -232,7 +235,7 @@ deliveries = sa.Table(
     sa.Column("kind", text(9), nullable=False, server_default="message"),
     sa.Column("wire_id", Id, nullable=False),
     sa.Column("redelivery_of", Id),
-    sa.Column("lane", text(370), nullable=False),
+    sa.Column("lane", text(LONGEST_LANE), nullable=False),
     sa.Column("state", text(10), nullable=False),
     sa.Column("mark", text(10)),
     sa.Column("reason", text(20)),

@@ -13,8 +13,9 @@ from dispatcher.hearing import Ear
 from dispatcher.models import Outcome, lane_of, ping_lane_of
 from dispatcher.parcels import CHANNEL
 from dispatcher.store import Store, direct, subscribing
-from dispatcher.store.news import LONGEST_LANE, MAX_BYTES, News, decoded
+from dispatcher.store.news import MAX_BYTES, News, decoded
 from dispatcher.store.records import TaskClaim
+from dispatcher.store.tables import LONGEST_LANE
 from subscriptions.models import Ordering
 from tests.support.patience import PROMPTLY
 from tests.support.stores import (
