@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -92,6 +93,10 @@ class Store:
         self._session_ttl = session_ttl
         self._alone = alone
         self._role = role
+        #: monotonic time of the last heartbeat
+        self._beat_at = time.monotonic()
+        #: monotonic time until which nobody is taken for dead: they may have been cut off as we were
+        self._lenient_until = -math.inf
         self._endpoints = Endpoints(keyring)
         self._rosters = Rosters()
         self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -121,7 +126,13 @@ class Store:
 
     async def heartbeat(self) -> bool:
         """Keep this process's leases alive. False when the session is over."""
-        return await sessions.heartbeat(self.database, self._committer.session, ttl=self._session_ttl)
+        lives = await sessions.heartbeat(self.database, self._committer.session, ttl=self._session_ttl)
+        now = time.monotonic()
+        if now - self._beat_at > self._session_ttl / 2:
+            # The database was away, perhaps for all of us: the others have their time to come back.
+            self._lenient_until = now + self._session_ttl
+        self._beat_at = now
+        return lives
 
     async def renew_session(self) -> None:
         """Begin a new session after the old one was over. What was leased under the old one is lost to us."""
@@ -463,7 +474,8 @@ class Store:
 
     async def reap(self) -> int:
         """Free the leases of dead sessions and of late remote processors."""
-        return await self._committer.write(upkeep.reap, None, patient=True)
+        is_lenient = time.monotonic() < self._lenient_until
+        return await self._committer.write(upkeep.reap, is_lenient, patient=True)
 
     async def end_windows(self) -> int:
         """Expire what waits for a callback whose window is over."""
