@@ -72,6 +72,7 @@ async def open_installation(settings: Settings) -> Installation:
             if embedded:
                 _restrict(data_dir / "dispatcher.db")
             try:
+                await migrations.prepare(database)
                 async with database.setup() as connection:
                     await connection.run_sync(migrations.upgrade)
                     keyring, issuer = await _match(connection, data_dir / "keyring.json")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shutil
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -16,8 +17,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 #: seconds between two samples of what is not counted but looked at, where others are to see it
 SAMPLE_INTERVAL = 1.0
 
+#: names the folder where they are, to us and to prometheus_client
+_SHARED_IN = "PROMETHEUS_MULTIPROC_DIR"
 #: whether other processes count with us
-shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+shared = _SHARED_IN in os.environ
 
 registry = CollectorRegistry()
 
@@ -61,6 +64,11 @@ async def sample() -> None:
     for gauge, value in _watched.items():
         gauge.set(value())
     await asyncio.sleep(SAMPLE_INTERVAL)
+
+
+def remove_shared() -> None:
+    """Remove the files that are shared, in place of whoever made them and is gone. We can go on: they are open."""
+    shutil.rmtree(os.environ[_SHARED_IN], ignore_errors=True)
 
 
 def exposition() -> bytes:

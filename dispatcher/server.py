@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -103,7 +103,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
         reader = Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring)
         work: Work | None = None
         if settings.does_work:
-            sender = await stack.enter_async_context(_sender(settings, installation, policy))
+            sender = await stack.enter_async_context(_sender(settings, installation, policy, clock=store.now))
             work = _work(
                 settings=settings,
                 store=store,
@@ -175,7 +175,9 @@ def _work(
 
 
 @asynccontextmanager
-async def _sender(settings: Settings, installation: Installation, policy: EgressPolicy) -> AsyncIterator[Sender]:
+async def _sender(
+    settings: Settings, installation: Installation, policy: EgressPolicy, *, clock: Callable[[], float]
+) -> AsyncIterator[Sender]:
     resolver = Resolver(nameservers=settings.nameservers)
     transport = _transport(settings, resolver, policy)
     try:
@@ -185,6 +187,7 @@ async def _sender(settings: Settings, installation: Installation, policy: Egress
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
+            clock=clock,
         )
     finally:
         await transport.aclose()
@@ -251,6 +254,7 @@ async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
     async def stop_when_alone() -> None:
         await leash.parent_gone()
         log.warning("parent_gone")
+        metrics.remove_shared()
         server.stop()
 
     tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]

@@ -167,6 +167,7 @@ class _HandOff:
             account=event.account,
             lane=lane,
             attempt=1,
+            session=self._services.store.session,
             event=event.type,
             endpoint=Endpoint.of_subscription(subscription),
             body=body,

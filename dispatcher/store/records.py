@@ -157,6 +157,8 @@ class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     lane: str
     #: number of this attempt and fencing token of the lease
     attempt: int
+    #: the session that the lease hangs on: when that is over, it must not be sent
+    session: str
     #: the event type, or the task's type
     event: str
     endpoint: Endpoint

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
+import structlog
+
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import (
     accounts,
@@ -22,6 +24,7 @@ from dispatcher.store import (
     leasing,
     ledger,
     outbox,
+    partitions,
     publishing,
     redelivering,
     rotating,
@@ -58,6 +61,8 @@ from dispatcher.store.rosters import Roster, Rosters, Subscriber
 from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Draft, Movement, Subscription, ValidKey
 from subscriptions.secrets import SigningKey
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -104,7 +109,15 @@ class Store:
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
         await self._committer.stop()
-        await sessions.close_session(self.database, self._committer.session)
+        try:
+            await sessions.close_session(self.database, self._committer.session)
+        except StoreUnavailable as exc:
+            # It ends by itself, and its leases with it.
+            log.warning("session_left", reason=str(exc))
+
+    def now(self) -> float:
+        """The database's clock, seconds since the epoch: what moments in the database can be compared with."""
+        return self._committer.clock.now()
 
     async def heartbeat(self) -> bool:
         """Keep this process's leases alive. False when the session is over."""
@@ -467,6 +480,10 @@ class Store:
     async def delete_old(self, age: float) -> int:
         """Delete what ended more than `age` seconds ago, one batch."""
         return await self._committer.write(upkeep.delete_old, round(age * 1000), weight=upkeep.BATCH, patient=True)
+
+    async def keep_partitions(self, age: float) -> int:
+        """Make the partitions of the days to come, and drop those that ended more than `age` seconds ago."""
+        return await partitions.keep(self.database, round(age * 1000))
 
     async def forget_answers(self) -> int:
         """Delete old idempotency answers, one batch."""

@@ -16,6 +16,20 @@ from subscriptions.schema import Id, Instant, Sealed, metadata, secrets, subscri
 
 __all__ = ["secrets", "subscriptions"]  # these stand beside ours in every statement
 
+# How PostgreSQL stores a table, where its own way is not the best. No update of a queue's row can be a HOT one, which
+# leaves the indexes alone: the state stands in their conditions. So there the dead are to be cleared away soon. By
+# default that is when a fifth of a table is dead, and tables that keep weeks of what is over are large: whoever looks
+# for what is due would step over millions of them in the indexes.
+#: a queue
+_QUEUE = {
+    "autovacuum_vacuum_scale_factor": 0.01,
+    "autovacuum_vacuum_threshold": 1000,
+    "autovacuum_analyze_scale_factor": 0.02,
+}
+#: Few rows, each changed with every commit and in no column that is indexed. With room beside it, a row's next version
+#: stands in its page (HOT), and whoever comes by next clears the last one away.
+_COUNTERS = {"fillfactor": 20}
+
 #: One row: which installation this database belongs to, and a canary that only its keyring opens.
 installation = sa.Table(
     "installation",
@@ -82,6 +96,7 @@ sessions = sa.Table(
     sa.Column("heartbeat_at", Instant),
     #: the last batch this process committed, to be looked up when a COMMIT got no answer
     sa.Column("last_batch", Id),
+    postgresql_with=_COUNTERS,
 )
 
 #: The paces of subscriptions that have a rate limit, where several processes keep them (`dispatcher.pace`).
@@ -133,6 +148,7 @@ tasks = sa.Table(
     sa.Column("window_end", Instant),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("finished_at", Instant),
+    postgresql_with=_QUEUE,
 )
 sa.Index("ix_tasks_account_id", tasks.c.account, tasks.c.id)
 
@@ -244,6 +260,7 @@ deliveries = sa.Table(
     sa.Column("hold_until", Instant),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("finished_at", Instant),
+    postgresql_with=_QUEUE,
 )
 sa.Index("ix_deliveries_account_id", deliveries.c.account, deliveries.c.id)
 sa.Index("ix_deliveries_source_id", deliveries.c.source_id, deliveries.c.subscription_id)
@@ -282,6 +299,7 @@ _partial_index("ix_deliveries_hold_until", deliveries.c.hold_until, where=is_hel
 _partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
 #: Payloads (under their task's or event's id) and exact bodies to send (a task's under its first delivery's id).
+#: These and the attempts are most of what is stored. On PostgreSQL they stand in partitions by time (`partitions`).
 bodies = sa.Table(
     "bodies",
     metadata,
@@ -292,6 +310,7 @@ bodies = sa.Table(
     sa.Column("event_id", Id),
     #: further headers that belong to this body, such as CloudEvents attributes: [[name, value], …]
     sa.Column("headers", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (id)",
 )
 
 _partial_index("ix_bodies_event_id", bodies.c.event_id, where=bodies.c.event_id.is_not(None))
@@ -312,6 +331,7 @@ attempts = sa.Table(
     sa.Column("response_headers", sa.JSON(none_as_null=True)),
     sa.Column("response_body", sa.Text),
     sa.Column("timing", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (delivery_id)",
 )
 
 #: Answers given under an Idempotency-Key.
@@ -338,6 +358,7 @@ ledger = sa.Table(
     #: `accepted`, or a terminal state
     sa.Column("state", text(10), primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
+    postgresql_with=_COUNTERS,
 )
 
 #: What an account's operational endpoint is to be told of its subscriptions, gathered for a minute.

@@ -37,6 +37,7 @@ def leased(
     """A delivery in a lane."""
     number = f"{next(_numbers):032x}"
     return LeasedDelivery(
+        session="of-ours",
         id=number,
         wire_id=number,
         account=lane.split(maxsplit=1)[0],

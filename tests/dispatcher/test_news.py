@@ -12,7 +12,7 @@ import pytest
 from dispatcher.hearing import Ear
 from dispatcher.models import Outcome, lane_of, ping_lane_of
 from dispatcher.parcels import CHANNEL
-from dispatcher.store import Store
+from dispatcher.store import Store, direct, subscribing
 from dispatcher.store.news import MAX_BYTES, News, decoded
 from dispatcher.store.records import TaskClaim
 from subscriptions.models import Ordering
@@ -31,6 +31,7 @@ from tests.support.stores import (
     publish,
     settle,
     subscribe,
+    who,
 )
 
 LANES = {
@@ -198,3 +199,18 @@ async def test_a_batch_is_told_once(postgres_url: str, home_on_postgres: Home) -
 @pytest.fixture
 def home_on_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(data_dir=tmp_path_factory.mktemp("news") / "data", database_url=postgres_url)
+
+
+async def test_a_change_on_the_command_line_is_told(postgres_url: str, home_on_postgres: Home) -> None:
+    told: list[str] = []
+    listener = await asyncpg.connect(postgres_url)
+    await listener.add_listener(CHANNEL, lambda _c, _pid, _channel, text: told.append(text))
+    async with open_store(home_on_postgres, alone=False) as store:
+        id_ = await subscribe(store)
+        for keep in (False, True):
+            await direct.apply(store.database, lambda tx: subscribing.disable(tx, who(store), id_), keep=keep)
+        async with asyncio.timeout(PROMPTLY):
+            while not told:
+                await listener.fetchval("SELECT 1")
+    await listener.close()
+    assert [decoded(text)[1] for text in told] == [News(chores=True)]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from dataclasses import replace as replace_
 from typing import Any, TypeVar
 
 import pytest
@@ -73,7 +74,7 @@ from tests.support.stores import (
 T = TypeVar("T")
 
 #: smaller than in production, so that each is reached
-LIMITS = store_model.Limits(at_once=8, held=6, poison_after=5, suspect_after=3, failures=3)
+LIMITS = store_model.Limits(at_once=8, held=6, poison_after=5, suspect_after=3, failures=3, unplaced_last=False)
 #: hours that a session lives without a heartbeat
 TTL = 2
 HOUR = 3600
@@ -221,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         place = self.place
         self.run = place.run
-        self.model = Model(limits=LIMITS)
+        self.model = Model(limits=replace_(LIMITS, unplaced_last=not place.home.is_embedded))
         self.names = itertools.count()
         #: leases that were ever taken: by whom, and what
         self.taken: list[tuple[Worker, LeasedDelivery]] = []

@@ -181,7 +181,7 @@ class Cluster:
 
     def take(self) -> str:
         """A database with our tables, and nothing in them; its name. Making one takes longer than most tests."""
-        return self._free.pop() if self._free else self.create(template=self._template)
+        return self._free.pop() if self._free else self.create(template=self.template)
 
     def give_back(self, database: str) -> None:
         """Let another test have it, as it was before this one."""
@@ -215,7 +215,8 @@ class Cluster:
                 loop.close()
 
     @functools.cached_property
-    def _template(self) -> str:
+    def template(self) -> str:
+        """The database that those of the tests are copies of: our tables, and nothing in them."""
         self.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
 
         async def migrate() -> None:
