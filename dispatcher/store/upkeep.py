@@ -33,12 +33,16 @@ BATCH = 200
 PART = 1_000
 
 
-async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
-    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
-    # Whoever died may also have known of work in memory that hangs on no lease.
-    tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
+async def reap(tx: Transaction, lenient: Sequence[bool]) -> list[int]:
+    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were.
+
+    Who is lenient ends no session itself.
+    """
+    if not all(lenient):
+        # Whoever died may also have known of work in memory that hangs on no lease.
+        tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
     freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
-    return [freed, *(0 for _ in items[1:])]
+    return [freed, *(0 for _ in lenient[1:])]
 
 
 async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
