@@ -89,6 +89,18 @@ def bare_postgres_url() -> Iterator[str]:
     cluster.drop(name)
 
 
+@pytest.fixture(scope="module", params=DATABASES)
+def a_database(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The URL of a database for the server of a module, on each kind of database; none for a file."""
+    if request.param == "sqlite":
+        yield None
+        return
+    cluster = _cluster()
+    name = cluster.take()
+    yield cluster.url(name)
+    cluster.give_back(name)
+
+
 @pytest.fixture(params=DATABASES)
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
     """A place for an installation, on each kind of database."""
