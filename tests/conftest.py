@@ -18,6 +18,8 @@ from tests.support.stores import Home
 #: set by scripts/test under CI: what is missing fails
 REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
 
+#: by hand: tests take minutes that otherwise take part of it
+LONG = os.environ.get("TESTS_LONG") == "1"
 
 #: the kinds of database that the store is tested on
 DATABASES = ("sqlite", "postgresql")

@@ -3,7 +3,7 @@
 The real dispatcher runs as a process of its own. It is killed at random moments, and at each stage of a task's and
 a delivery's way (tests/e2e/crash/stages.py), while clients go on to submit. What came out is held against four
 witnesses that share no code: what the clients were answered, what the receivers got, what the API says, and what
-is read from the database by nothing of ours. On PostgreSQL there are fewer rounds; `CRASH_ALL=1` has it go through all.
+is read from the database by nothing of ours. On PostgreSQL there are fewer rounds, and all of them with `TESTS_LONG=1`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zlib import crc32
 import httpx
 import pytest
 
-from tests.conftest import DATABASES
+from tests.conftest import DATABASES, LONG
 from tests.e2e.crash import books
 from tests.e2e.crash.books import Books, Sending
 from tests.e2e.crash.clients import Clients
@@ -89,7 +89,6 @@ FEW_ROUNDS: tuple[tuple[Stage | None, int], ...] = (
     (Stage.SETTLING, 4),
     (Stage.COMMITTING, 5),
 )
-ALL = "CRASH_ALL" in os.environ
 #: seconds that a session lives without a heartbeat there: as few as may be
 SESSION_TTL = 20
 #: these rounds begin with an event for very many, so that they end in the middle of its fan-out
@@ -327,7 +326,7 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_kill_9_loses_nothing(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     chance = random.Random(SEED)
-    rounds = ROUNDS if ALL or isinstance(scene.server.place, Path) else FEW_ROUNDS
+    rounds = ROUNDS if LONG or isinstance(scene.server.place, Path) else FEW_ROUNDS
     assert {stage for stage, _ in ROUNDS} == {None, *Stage} - {Stage.KEYRING, Stage.INSTALLING}
     orders = OrderBook(SEED, [receiver.url for receiver in scene.receivers])
 
