@@ -13,6 +13,7 @@ import hmac
 import json
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -651,25 +652,32 @@ def test_the_examples_of_the_docs_work(server: Server, receiver: Receiver, tmp_p
 # --- the scripts ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts in a checkout that is set up, and whose `dispatcher` tells what it was asked for."""
+    top = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "scripts", top / "scripts")
+    (top / "scripts/lib/setup.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/../.."\n')
+    (top / ".venv/bin").mkdir(parents=True)
+    command = top / ".venv/bin/dispatcher"
+    command.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    command.chmod(0o700)
+    return top
+
+
 @pytest.mark.parametrize("name", [*(f"subscription-{name}" for name in SCRIPTS), "re-encrypt"])
-def test_scripts_hand_on_to_the_command(name: str) -> None:
-    done = subprocess.run([ROOT / "scripts" / name, "--help"], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert f"{name.removeprefix('subscription-')} [OPTIONS]" in " ".join(done.stdout.split())
-
-
-def test_scripts_know_files_where_they_are_called(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text(server.token)
+def test_scripts_hand_on_to_the_command(name: str, checkout: Path, tmp_path: Path) -> None:
+    given = ["--a", "two words", "", "*"]
     done = subprocess.run(
-        [ROOT / "scripts" / "subscription-list", "--url", server.url, "--token-file", "token", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=tmp_path,
+        [checkout / "scripts" / name, *given], capture_output=True, text=True, check=True, timeout=60, cwd=tmp_path
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert isinstance(json.loads(done.stdout), list)
+    command = name.removeprefix("subscription-")
+    group = "keyring" if command == name else "subscriptions"
+    assert done.stdout.splitlines() == [str(tmp_path), group, command, *given]
+    # which is one that there is
+    result = CliRunner().invoke(app, [group, command, "--help"])
+    assert result.exit_code == 0, result.output
+    assert f"{command} [OPTIONS]" in " ".join(result.output.split())
 
 
 # --- one change in a transaction of its own ---------------------------------------------------------------
