@@ -146,7 +146,7 @@ async def turn_clock(scene: Scene, fault: Fault, dice: random.Random) -> None:
     clock = worker.clock
     assert clock is not None
     if clock.monotonic:
-        await _restart(worker, Clock(scene.folder / "clock", clock.library, monotonic=False), offset=0)
+        await _restart(worker, fault, Clock(scene.folder / "clock", clock.library, monotonic=False), offset=0)
     assert worker.clock is not None
     worker.clock.set(dice.choice((-1, 1)) * dice.randint(600, FAR))
     await _is_off(scene, fault, worker.clock.offset)
@@ -157,12 +157,13 @@ async def start_with_another_clock(scene: Scene, fault: Fault, dice: random.Rand
     worker = scene.workers[-1]
     assert worker.clock is not None
     offset = dice.choice((-1, 1)) * dice.randint(600, FAR)
-    await _restart(worker, Clock(scene.folder / "clock", worker.clock.library, monotonic=True), offset=offset)
+    await _restart(worker, fault, Clock(scene.folder / "clock", worker.clock.library, monotonic=True), offset=offset)
     await _is_off(scene, fault, offset)
 
 
-async def _restart(worker: Process, clock: Clock, *, offset: int) -> None:
-    await worker.stop()
+async def _restart(worker: Process, fault: Fault, clock: Clock, *, offset: int) -> None:
+    if status := await worker.stop():
+        fault.wrong.append(f"{worker.name} ended with status {status}")
     clock.set(offset)
     worker.clock = clock
     await worker.start()

@@ -1,0 +1,48 @@
+"""A machine's clock is set back while the dispatcher runs: what has to happen from time to time happens all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import missing
+from tests.e2e.chaos.processes import Clock, faketime
+from tests.support.api import in_state
+from tests.support.receiver import Received, Receiver, Reply
+from tests.support.server import Server, until
+
+Start = Callable[..., Server]
+
+SETTINGS = {"retry_schedule": "[0.2, 0.2]", "send_timeout": "1", "session_ttl": "12"}
+
+
+def test_leases_of_the_dead_are_freed_whatever_the_clock_says(
+    start_server: Start, tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = faketime()
+    if library is None:
+        missing("libfaketime")
+    clock = Clock(tmp_path / "clock", library, monotonic=False)
+    clock.set(0)
+
+    def hangs_at_first(request: Received) -> Reply:
+        return Reply(hang=request.attempt == 1)
+
+    with Receiver(hangs_at_first) as receiver:
+        doomed = start_server(settings=SETTINGS, database_url=postgres_url)
+        with monkeypatch.context() as environment:
+            for name, value in clock.environment.items():
+                environment.setenv(name, value)
+            other = start_server(settings=SETTINGS, database_url=postgres_url, real_start=True)
+        with doomed.client() as client, other.client() as survivor:
+            clock.set(-3 * 3600)
+            until(lambda: "clock_was_set" in other.log.read_text())
+            payload = {"payload": 1, "callback_url": receiver.url}
+            accepted = client.post("/tasks", json=payload)
+            assert accepted.status_code == 202, accepted.text
+            receiver.wait_for(1)
+            doomed.kill()
+            found = in_state(survivor, accepted.json()["delivery_id"], "delivered")
+            assert [attempt["outcome"] for attempt in found["attempts"]] == ["interrupted", "success"]
