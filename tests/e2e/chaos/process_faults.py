@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.e2e.chaos import books
 from tests.e2e.chaos.faults import Cause, Fault, accepted_again
-from tests.e2e.chaos.processes import SESSION_TTL, Clock, Process, local_ports
+from tests.e2e.chaos.processes import SEND_TIMEOUT, SESSION_TTL, Clock, Process, local_ports
 from tests.e2e.chaos.scene import Scene
 from tests.e2e.chaos.waiting import until
 from tests.e2e.chaos.watch import Session
@@ -76,8 +76,8 @@ async def freeze_worker(scene: Scene, fault: Fault, dice: random.Random) -> None
     fault.recovered = back
     if back is None:
         fault.wrong.append("a process that went on got no new session")
-    # What it had begun has ended by now: a send takes a second.
-    await asyncio.sleep(2)
+    # What it had begun has ended by then.
+    await asyncio.sleep(SEND_TIMEOUT + 1)
     found, wrong = books.strays(scene.arrivals, fault.leases, after=went_on, open_ports=ports)
     fault.wrong += wrong
     fault.strays = found.requests
@@ -102,7 +102,7 @@ async def freeze_briefly(scene: Scene, fault: Fault, dice: random.Random) -> Non
     pid = process.pid
     await _freeze(process)
     held, state = scene.watch.leases(pid), _state(pid)
-    for_seconds = dice.uniform(1.5, 5)
+    for_seconds = dice.uniform(SEND_TIMEOUT + 0.5, SEND_TIMEOUT + 4)
     await asyncio.sleep(for_seconds)
     process.signal(signal.SIGCONT)
     at = time.monotonic()

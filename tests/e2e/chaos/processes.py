@@ -21,14 +21,15 @@ from tests.support import forking
 from tests.support.forking import ROOT, Forked
 from tests.support.patience import PATIENCE
 
-#: seconds that a session lives without a heartbeat: the least that a send of a second allows for
-SESSION_TTL = 12
+#: seconds that a send may take, and that a session lives without a heartbeat: the least that such a send allows for
+SEND_TIMEOUT = 2
+SESSION_TTL = 2 * (SEND_TIMEOUT + 5)
 #: seconds until a process must have ended that was told to
 STOPPED_WITHIN = 60.0
 SETTINGS = {
     # Nothing here is to be given up: receivers are back within seconds, and the last delay comes again and again.
     "retry_schedule": "[" + ",".join(["0.3", "0.5", "1", "1", "2", "2", "3", "3", *["4"] * 42]) + "]",
-    "send_timeout": "1",
+    "send_timeout": str(SEND_TIMEOUT),
     "session_ttl": str(SESSION_TTL),
     "grace": "5",
     "database_timeout": "10",
