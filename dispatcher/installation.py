@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
 from dispatcher.ids import new_id
-from dispatcher.store import migrations, postgresql
+from dispatcher.store import migrations, outbox_keys, postgresql
 from dispatcher.store.database import Database, embedded_url, now_ms
 from dispatcher.store.sealing import CANARY
 from dispatcher.store.tables import installation
@@ -76,6 +76,8 @@ async def open_installation(settings: Settings) -> Installation:
                 async with database.setup() as connection:
                     await connection.run_sync(migrations.upgrade)
                     keyring, issuer = await _match(connection, data_dir / "keyring.json")
+                    if not embedded:
+                        await outbox_keys.ensure(connection, keyring)
             except BaseException:
                 await database.close()
                 raise

@@ -28,9 +28,9 @@ def workers(as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         showing.as_json(found)
         return
-    table = Table("host", "pid", "role", "version", "heartbeat", "deliveries", "tasks")
+    table = Table("host", "pid", "role", "version", "heartbeat", "deliveries", "tasks", "paces")
     for one in found:
-        counts = map(str, (one.deliveries, one.tasks))
+        counts = map(str, (one.deliveries, one.tasks, one.paces))
         table.add_row(Text(one.host), str(one.pid), one.role, Text(one.version), _heartbeat(one), *counts)
     Console().print(table)
 

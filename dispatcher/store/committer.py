@@ -94,6 +94,11 @@ class Transaction:
         if self.counts:
             await self.run(ledger.counting(self.counts, session=self.session))
 
+    async def tell_others(self) -> None:
+        """Tell other processes what it leaves to be done, with its COMMIT."""
+        if self.news:
+            await tell_others(self.connection, self.news, sender=self.session)
+
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
 #: raised to its caller, and the batch commits all the same. An exception that is raised undoes the batch; then it
@@ -317,8 +322,7 @@ class Committer:
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
                 await tx.write_counts()
-                if news:
-                    await tell_others(connection, news, sender=session)
+                await tx.tell_others()
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.

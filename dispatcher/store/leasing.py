@@ -68,7 +68,8 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
         callback_rows, message_rows = await tx.run((_CALLBACKS, _asked(callbacks)), (_MESSAGES, _asked(others)))
         leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
         # In the order in which they became due; the database has its own.
-        messages = sorted(map(_DueMessage._make, message_rows), key=lambda row: others.index(row.id))
+        by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
+        messages = [by_id[id_] for id_ in others if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
     [_, first_due] = await tx.run(
         (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []),

@@ -218,6 +218,9 @@ fan_out_targets = sa.Table(
     sa.Column("ids", sa.LargeBinary, nullable=False),
 )
 
+#: characters of a lane's name
+LONGEST_LANE = 370
+
 #: The queue. Kept narrow: what is only needed to send or to show stands in `tasks`, `events` and `bodies`.
 deliveries = sa.Table(
     "deliveries",
@@ -232,7 +235,7 @@ deliveries = sa.Table(
     sa.Column("kind", text(9), nullable=False, server_default="message"),
     sa.Column("wire_id", Id, nullable=False),
     sa.Column("redelivery_of", Id),
-    sa.Column("lane", text(370), nullable=False),
+    sa.Column("lane", text(LONGEST_LANE), nullable=False),
     sa.Column("state", text(10), nullable=False),
     sa.Column("mark", text(10)),
     sa.Column("reason", text(20)),
@@ -401,3 +404,41 @@ redeliveries = sa.Table(
 is_running = _in_state(redeliveries.c.state, "running")
 _partial_index("ix_redeliveries_running", redeliveries.c.seen, redeliveries.c.id, where=is_running)
 sa.Index("ix_redeliveries_account_id", redeliveries.c.account, redeliveries.c.id)
+
+#: What other services ask for by their own transactions (PostgreSQL only): they insert, workers take. See
+#: `dispatcher.parcels` for what the parts hold.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    #: counts insertions: what was committed before another was inserted has the lower number
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("account", text(64), nullable=False),
+    #: `task` or `event`
+    sa.Column("kind", text(5), nullable=False),
+    #: the request, without its payload and what is sealed: a JSON object
+    sa.Column("fields", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    #: a task's callback URL, secret and headers, under a key of `outbox_keys`
+    sa.Column("sealed", sa.LargeBinary),
+    sa.Column("idempotency_key", text(255)),
+    sa.Column("traceparent", text(55)),
+    sa.Column("created_at", Instant, nullable=False),
+    #: when it was refused, and why, as a problem (RFC 9457); it stays until an operator decides
+    sa.Column("refused_at", Instant),
+    sa.Column("problem", sa.JSON(none_as_null=True)),
+)
+#: A row of the outbox waits to be taken.
+is_untaken = outbox.c.refused_at.is_(None)
+_partial_index("ix_outbox_untaken", outbox.c.account, outbox.c.seq, where=is_untaken)
+_partial_index("ix_outbox_refused", outbox.c.id, where=outbox.c.refused_at.is_not(None))
+
+#: Key pairs to which the outbox's rows are sealed; the newest is in use. Whoever publishes reads the public half.
+outbox_keys = sa.Table(
+    "outbox_keys",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("private_key", Sealed, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)

@@ -33,12 +33,16 @@ BATCH = 200
 PART = 1_000
 
 
-async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
-    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
-    # Whoever died may also have known of work in memory that hangs on no lease.
-    tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
+async def reap(tx: Transaction, lenient: Sequence[bool]) -> list[int]:
+    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were.
+
+    Who is lenient ends no session itself.
+    """
+    if not all(lenient):
+        # Whoever died may also have known of work in memory that hangs on no lease.
+        tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
     freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
-    return [freed, *(0 for _ in items[1:])]
+    return [freed, *(0 for _ in lenient[1:])]
 
 
 async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
@@ -47,6 +51,8 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
         sa.select(tasks.c.id, tasks.c.state)
         .where(tasks.c.callback_url.is_not(None), tasks.c.window_end <= tx.now)
         .limit(BATCH)
+        # Whoever has it just now may be finishing it.
+        .with_for_update(skip_locked=True)
     )
     over = rows.all()
     unfinished = [row.id for row in over if row.state in {TaskState.QUEUED, TaskState.PROCESSING}]
@@ -91,8 +97,16 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
             .where(table.c.id < id_floor(cutoff), table.c.finished_at < cutoff, ~live, ~recent)
             .order_by(table.c.id)
             .limit(BATCH)
+            .with_for_update(of=table, skip_locked=True)
         )
     )
+    # Now that nobody can send one again, what was sent again before is seen, too.
+    kept = await tx.connection.scalars(
+        sa.select(deliveries.c.source_id).where(
+            deliveries.c.source_id.in_(ids), sa.or_(is_live, deliveries.c.finished_at >= cutoff)
+        )
+    )
+    ids = sorted(set(ids) - set(kept))
     if not ids:
         return 0
     # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.

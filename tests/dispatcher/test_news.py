@@ -11,9 +11,11 @@ import pytest
 
 from dispatcher.hearing import Ear
 from dispatcher.models import Outcome, lane_of, ping_lane_of
-from dispatcher.store import Store
-from dispatcher.store.news import CHANNEL, MAX_BYTES, News, decoded
+from dispatcher.parcels import CHANNEL
+from dispatcher.store import Store, direct, subscribing
+from dispatcher.store.news import MAX_BYTES, News, decoded
 from dispatcher.store.records import TaskClaim
+from dispatcher.store.tables import LONGEST_LANE
 from subscriptions.models import Ordering
 from tests.support.patience import PROMPTLY
 from tests.support.stores import (
@@ -30,6 +32,7 @@ from tests.support.stores import (
     publish,
     settle,
     subscribe,
+    who,
 )
 
 LANES = {
@@ -75,6 +78,26 @@ def test_what_is_too_long_is_left_to_be_found() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"by": 1}', '{"by": "x", "lanes": {"a": [1]}}', "{}"])
 def test_what_nobody_understands_may_be_anything(text: str) -> None:
     assert decoded(text) == ("", News.of_anything())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"lanes": {"acme": ["https://a.example", "a\0b"]}},
+        {"lanes": {"acme": ["x" * LONGEST_LANE]}},
+        {"pauses": {"a\0 b": 1.0}},
+        {"pauses": {"acme": 1.0}},
+        {"pauses": {LANE: 86_401.0}},
+        {"pauses": {LANE: -1.0}},
+        {"pauses": {LANE: 1e300}},
+    ],
+)
+def test_what_no_process_of_ours_would_say_is_not_believed(said: dict[str, object]) -> None:
+    assert decoded(json.dumps({"by": "x", **said})) == ("", News.of_anything())
+
+
+def test_the_longest_pause_is_believed() -> None:
+    assert decoded(json.dumps({"by": "x", "pauses": {LANE: 86_400.0}})) == ("x", News(pauses={LANE: 86_400.0}))
 
 
 def test_what_a_newer_version_adds_is_passed_over() -> None:
@@ -197,3 +220,18 @@ async def test_a_batch_is_told_once(postgres_url: str, home_on_postgres: Home) -
 @pytest.fixture
 def home_on_postgres(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(data_dir=tmp_path_factory.mktemp("news") / "data", database_url=postgres_url)
+
+
+async def test_a_change_on_the_command_line_is_told(postgres_url: str, home_on_postgres: Home) -> None:
+    told: list[str] = []
+    listener = await asyncpg.connect(postgres_url)
+    await listener.add_listener(CHANNEL, lambda _c, _pid, _channel, text: told.append(text))
+    async with open_store(home_on_postgres, alone=False) as store:
+        id_ = await subscribe(store)
+        for keep in (False, True):
+            await direct.apply(store.database, lambda tx: subscribing.disable(tx, who(store), id_), keep=keep)
+        async with asyncio.timeout(PROMPTLY):
+            while not told:
+                await listener.fetchval("SELECT 1")
+    await listener.close()
+    assert [decoded(text)[1] for text in told] == [News(chores=True)]

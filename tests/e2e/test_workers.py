@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,8 @@ Start = Callable[..., Server]
 
 #: a dead worker's leases are free as soon as settings allow
 FAST = {"retry_schedule": "[0.2, 0.2, 0.5]", "send_timeout": "1", "session_ttl": "12"}
+#: the variable that names the files in which processes count together
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 PROCESSORS = ("--processors", "tests.support.processors")
 
 
@@ -112,13 +115,17 @@ def test_what_a_killed_worker_had_in_hand_another_delivers(api: Server) -> None:
         api.worker("one") as one,
         api.worker("two"),
     ):
-        before, posted = client.get("/ledger").json()["delivered"], 0
+        before, numbers = client.get("/ledger").json()["delivered"], itertools.count()
         doomed = one.process
         assert doomed is not None
-        while not any(worker["pid"] == doomed.pid and worker["deliveries"] for worker in workers(client, "worker")):
-            post(client, receiver, posted)
-            posted += 1
+
+        def has_some_in_hand(pid: int) -> bool:
+            post(client, receiver, next(numbers))
+            return any(worker["pid"] == pid and worker["deliveries"] for worker in workers(client, "worker"))
+
+        until(lambda: has_some_in_hand(doomed.pid))
         one.kill()
+        posted = next(numbers)
         until(lambda: reconciled(client, delivered=before + posted, pending=0, leased=0))
         assert {request.target for request in receiver.received} == {f"/{number}" for number in range(posted)}
 
@@ -254,7 +261,11 @@ def test_told_to_stop_all_of_them_end(several: Server) -> None:
 def test_without_their_parent_they_stop(several: Server) -> None:
     pids = children(several)
     assert len(pids) == 2
+    variables = Path(f"/proc/{min(pids)}/environ").read_text().split("\0")
+    [folder] = [Path(value) for name, _, value in (one.partition("=") for one in variables) if name == METRICS_FOLDER]
+    assert folder.is_dir()
     several.kill()
     until(lambda: not any(map(is_running, pids)))
+    assert not folder.exists()
     # They have ended their sessions themselves: it was no crash.
     assert not pids & registered(several)
