@@ -26,6 +26,7 @@ async def test_leases_of_the_dead_are_freed(
     library = faketime()
     if library is None:
         missing("libfaketime")
+    assert library is not None
     clock = Clock(tmp_path / "clock", library, monotonic=False)
     clock.set(0)
 
