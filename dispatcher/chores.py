@@ -32,15 +32,22 @@ class Chores:
         self._store = store
         self._release_limit = max(1, round(release_rate * RELEASE_INTERVAL))
         self._source = source
-        self._wakes: list[asyncio.Event] = []
+        #: each with its rest
+        self._steps: list[tuple[Step, float]] = [
+            (step, REST) for step in (self._fan_out, self._move, self._redeliver, self._tell)
+        ]
+        self._wakes: dict[str, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
+
+    def add(self, step: Step, *, rest: float = REST) -> None:
+        """Have one more kind of step done, known by its function's name. Before the start."""
+        self._steps.append((step, rest))
 
     def start(self) -> None:
         """Begin."""
-        for step in (self._fan_out, self._move, self._redeliver, self._tell):
-            wake = asyncio.Event()
-            self._wakes.append(wake)
-            self._tasks.append(asyncio.create_task(repeat(self._doing(step, wake)), name=step.__name__))
+        for step, rest in self._steps:
+            wake = self._wakes[step.__name__.strip("_")] = asyncio.Event()
+            self._tasks.append(asyncio.create_task(repeat(self._doing(step, wake, rest)), name=step.__name__))
 
     async def stop(self) -> None:
         """Do no more; what is left stays in the database."""
@@ -48,12 +55,13 @@ class Chores:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def wake(self) -> None:
-        """Tell that there may be something to do."""
-        for wake in self._wakes:
-            wake.set()
+    def wake(self, step: str | None = None) -> None:
+        """Tell that there may be something to do: for the steps of this name, or for all."""
+        for name, wake in self._wakes.items():
+            if step is None or step == name:
+                wake.set()
 
-    def _doing(self, step: Step, wake: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    def _doing(self, step: Step, wake: asyncio.Event, rest: float) -> Callable[[], Awaitable[None]]:
         async def once() -> None:
             wake.clear()
             loop = asyncio.get_running_loop()
@@ -61,7 +69,7 @@ class Chores:
             more_in = await step()
             if more_in is not None and more_in < 1.0:
                 # A pace is kept, whoever calls.
-                await asyncio.sleep(max(more_in, REST * (loop.time() - started)))
+                await asyncio.sleep(max(more_in, rest * (loop.time() - started)))
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(more_in or LOOK_INTERVAL, LOOK_INTERVAL)):

@@ -2,6 +2,7 @@
 
     DispatcherError
     ├── ConfigError          settings, keyring or data directory cannot be used; says what to do
+    ├── OutboxRefused        what was to be written into the outbox is not valid; nothing was written
     ├── EgressRefused        an address, host, port or URL that we do not send to
     ├── SendError            an attempt that ended without a usable answer; carries its outcome
     ├── StoreError
@@ -39,6 +40,16 @@ class EgressRefused(DispatcherError):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+
+class OutboxRefused(DispatcherError, ValueError):
+    """What was to be written into the outbox is not valid, and was not written. The text names what is wrong."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> OutboxRefused:
+        """A problem, in one line."""
+        errors = [f"{error.field.removeprefix('/')}: {error.detail}" for error in problem.errors]
+        return cls("; ".join(errors) or problem.detail)
 
 
 class SendError(DispatcherError):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -18,8 +19,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from dispatcher.config import Settings
 from dispatcher.errors import DispatcherError
+from dispatcher.loops import repeat
+from dispatcher.parcels import CHANNEL
 from dispatcher.store import postgresql
-from dispatcher.store.news import CHANNEL, News, decoded
+from dispatcher.store.news import News, decoded
 
 log = structlog.get_logger(__name__)
 
@@ -46,22 +49,21 @@ class Ear:
         self._is_deaf = False
 
     async def listen(self) -> None:
-        """Listen until this is cancelled."""
-        while True:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(DispatcherError),
-                wait=wait_random_exponential(multiplier=0.1, max=LONGEST_REST),
-                before_sleep=self._on_failure,
-            ):
-                with attempt:
-                    connection = await self._connect()
-            try:
-                reason = await self._listen_on(connection)
-            finally:
-                connection.terminate()
-            self._note_deaf(reason)
-            # Many lose theirs at the same moment.
-            await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311 - nothing secret hangs on it
+        """Listen on one connection until it breaks; it is tried for as long as it takes to get it."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(DispatcherError),
+            wait=wait_random_exponential(multiplier=0.1, max=LONGEST_REST),
+            before_sleep=self._on_failure,
+        ):
+            with attempt:
+                connection = await self._connect()
+        try:
+            reason = await self._listen_on(connection)
+        finally:
+            connection.terminate()
+        self._note_deaf(reason)
+        # Many lose theirs at the same moment.
+        await asyncio.sleep(random.uniform(0, 0.5))  # noqa: S311 - nothing secret hangs on it
 
     async def _listen_on(self, connection: Any) -> str:
         """Listen on a connection until it breaks; answers why it did."""
@@ -120,11 +122,13 @@ async def hearing(
     if settings.database_url is None:
         yield
         return
+    step: Callable[[], Awaitable[None]]
     if settings.pgbouncer and settings.listen_url is None:
-        listening = _look_around(hear)
+        log.warning("hearing_nothing", advice="set listen_url to a URL that does not lead through PgBouncer")
+        step = partial(_look_around, hear)
     else:
-        listening = Ear(settings.listen_url or settings.database_url, session=session, hear=hear).listen()
-    task = asyncio.create_task(listening, name="hearing")
+        step = Ear(settings.listen_url or settings.database_url, session=session, hear=hear).listen
+    task = asyncio.create_task(repeat(step), name="hearing")
     try:
         yield
     finally:
@@ -133,8 +137,6 @@ async def hearing(
 
 
 async def _look_around(hear: Callable[[News], None]) -> None:
-    """Where nothing can be heard: look around again and again."""
-    log.warning("hearing_nothing", advice="set listen_url to a URL that does not lead through PgBouncer")
-    while True:
-        hear(News.of_anything())
-        await asyncio.sleep(LONGEST_REST)
+    """Where nothing can be heard: look around, then rest."""
+    hear(News.of_anything())
+    await asyncio.sleep(LONGEST_REST)

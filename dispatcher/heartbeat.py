@@ -55,6 +55,7 @@ class Heartbeat:
         started = asyncio.get_running_loop().time()
         if not await self._store.heartbeat():
             log.warning("session_over")
+            self.until = -math.inf
             for tell in self._on_over:
                 tell()
             await self._store.renew_session()

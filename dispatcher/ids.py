@@ -1,4 +1,4 @@
-"""Ids: UUIDv7 (RFC 9562 §5.7) as 32 hex digits. They sort by the time they were made."""
+"""Ids: UUIDv7 (RFC 9562 §5.7) as 32 hex digits. They sort by the time they were made. Accounts have names."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ _tails: list[str] = []
 TOGETHER = 256
 # A child of a fork must not make ids from the same ones.
 os.register_at_fork(after_in_child=_tails.clear)
+
+#: the name of an account
+ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 _ID = re.compile(r"[0-9a-f]{32}\Z")
 

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
 from dispatcher.ids import new_id
-from dispatcher.store import migrations, postgresql
+from dispatcher.store import migrations, outbox_keys, postgresql
 from dispatcher.store.database import Database, embedded_url, now_ms
 from dispatcher.store.sealing import CANARY
 from dispatcher.store.tables import installation
@@ -72,9 +72,12 @@ async def open_installation(settings: Settings) -> Installation:
             if embedded:
                 _restrict(data_dir / "dispatcher.db")
             try:
+                await migrations.prepare(database)
                 async with database.setup() as connection:
                     await connection.run_sync(migrations.upgrade)
                     keyring, issuer = await _match(connection, data_dir / "keyring.json")
+                    if not embedded:
+                        await outbox_keys.ensure(connection, keyring)
             except BaseException:
                 await database.close()
                 raise

@@ -38,6 +38,7 @@ class Maintenance:
             ("end_secrets", 30, self._store.end_secrets),
             ("forget_answers", 600, self._store.forget_answers),
             ("delete_old", 300, self._delete_old),
+            ("keep_partitions", 1800, self._keep_partitions),
         ):
             self._scheduler.add_job(
                 self._repeat,
@@ -57,6 +58,9 @@ class Maintenance:
 
     async def _delete_old(self) -> int:
         return await self._store.delete_old(self._age)
+
+    async def _keep_partitions(self) -> int:
+        return await self._store.keep_partitions(self._age)
 
     async def _repeat(self, name: str, step: Callable[[], Awaitable[int]]) -> None:
         """Run a step until it has nothing left to do."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import shutil
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -16,8 +17,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 #: seconds between two samples of what is not counted but looked at, where others are to see it
 SAMPLE_INTERVAL = 1.0
 
+#: names the folder where they are, to us and to prometheus_client
+_SHARED_IN = "PROMETHEUS_MULTIPROC_DIR"
 #: whether other processes count with us
-shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+shared = _SHARED_IN in os.environ
 
 registry = CollectorRegistry()
 
@@ -28,6 +31,8 @@ def _gauge(name: str, text: str) -> Gauge:
 
 tasks_accepted = Counter("dispatcher_tasks_accepted", "Tasks answered with 202", registry=registry)
 events_accepted = Counter("dispatcher_events_accepted", "Events answered with 202", registry=registry)
+outbox_taken = Counter("dispatcher_outbox_taken", "Rows of the outbox that were taken", registry=registry)
+outbox_refused = Counter("dispatcher_outbox_refused", "Rows of the outbox that were refused", registry=registry)
 tasks_finished = Counter("dispatcher_tasks_finished", "Tasks that have a result", ["state"], registry=registry)
 attempts = Counter("dispatcher_attempts", "Attempts that were settled", ["outcome"], registry=registry)
 attempt_seconds = Histogram("dispatcher_attempt_seconds", "Duration of an attempt", registry=registry)
@@ -59,6 +64,11 @@ async def sample() -> None:
     for gauge, value in _watched.items():
         gauge.set(value())
     await asyncio.sleep(SAMPLE_INTERVAL)
+
+
+def remove_shared() -> None:
+    """Remove the files that are shared, in place of whoever made them and is gone. We can go on: they are open."""
+    shutil.rmtree(os.environ[_SHARED_IN], ignore_errors=True)
 
 
 def exposition() -> bytes:

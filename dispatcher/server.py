@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.elsewhere import Elsewhere
+from dispatcher.api.outbox import OutboxTaker
 from dispatcher.api.reading import Reader
 from dispatcher.api.services import Services
 from dispatcher.chores import Chores
@@ -49,6 +50,9 @@ from dispatcher.store.news import News
 
 log = structlog.get_logger(__name__)
 
+#: how long the taking of the outbox rests, as a multiple of the time that a step took: others wait for what it takes
+OUTBOX_REST = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -67,6 +71,8 @@ class Work:
             self.tasks.wake()
         if news.chores:
             self.chores.wake()
+        elif news.outbox:
+            self.chores.wake("outbox")
 
 
 async def serve(settings: Settings, leash: Leash | None = None) -> None:
@@ -94,9 +100,10 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
         heartbeat = Heartbeat(store, ttl=settings.session_ttl)
         policy = EgressPolicy.of(settings)
         accounts = AccountCache(store)
+        reader = Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring)
         work: Work | None = None
         if settings.does_work:
-            sender = await stack.enter_async_context(_sender(settings, installation, policy))
+            sender = await stack.enter_async_context(_sender(settings, installation, policy, clock=store.now))
             work = _work(
                 settings=settings,
                 store=store,
@@ -105,6 +112,9 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
                 accounts=accounts,
                 sender=sender,
             )
+            if not installation.embedded:
+                taker = OutboxTaker(store, reader, accounts, expect=work.engine.expect)
+                work.chores.add(taker.outbox, rest=OUTBOX_REST)
         services = Services(
             settings=settings,
             installation=installation,
@@ -113,7 +123,7 @@ async def serve(settings: Settings, leash: Leash | None = None) -> None:
             engine=Elsewhere() if work is None else work.engine,
             accounts=accounts,
             auth=Authenticator(installation),
-            reader=Reader(settings=settings, policy=policy, registry=registry, keyring=installation.keyring),
+            reader=reader,
         )
 
         async def on_ready() -> None:
@@ -165,7 +175,9 @@ def _work(
 
 
 @asynccontextmanager
-async def _sender(settings: Settings, installation: Installation, policy: EgressPolicy) -> AsyncIterator[Sender]:
+async def _sender(
+    settings: Settings, installation: Installation, policy: EgressPolicy, *, clock: Callable[[], float]
+) -> AsyncIterator[Sender]:
     resolver = Resolver(nameservers=settings.nameservers)
     transport = _transport(settings, resolver, policy)
     try:
@@ -175,6 +187,7 @@ async def _sender(settings: Settings, installation: Installation, policy: Egress
             user_agent=settings.user_agent,
             schedule=settings.retry_schedule,
             handshakes=_handshakes(settings, installation),
+            clock=clock,
         )
     finally:
         await transport.aclose()
@@ -241,6 +254,7 @@ async def _held(leash: Leash, server: HttpServer) -> AsyncIterator[None]:
     async def stop_when_alone() -> None:
         await leash.parent_gone()
         log.warning("parent_gone")
+        metrics.remove_shared()
         server.stop()
 
     tasks = [asyncio.create_task(stop_when_alone()), asyncio.create_task(repeat(metrics.sample))]

@@ -101,8 +101,23 @@ class Supervisor:
         """Run until told to stop; answers the exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
+            loop.add_signal_handler(number, self.stop, number)
+        try:
+            return await self._run()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def stop(self, number: signal.Signals) -> None:
+        """Children stop as they would if they were told themselves. Callers are refused, and not kept waiting."""
+        self._stopping.set()
+        self._listener.close()
+        self._signal(number)
+
+    async def _run(self) -> int:
         places = [asyncio.create_task(self._keep(place), name=f"child {place}") for place in range(self._count)]
+        for task in places:
+            task.add_done_callback(self._place_ended)
         await self._stopping.wait()
         _, late = await asyncio.wait(places, timeout=self._patience)
         if late:
@@ -112,11 +127,10 @@ class Supervisor:
         await asyncio.gather(*places)
         return FAILED if self._failed else 0
 
-    def _stop(self, number: signal.Signals) -> None:
-        """Children stop as they would if they were told themselves. Callers are refused, and not kept waiting."""
-        self._stopping.set()
-        self._listener.close()
-        self._signal(number)
+    def _place_ended(self, _place: asyncio.Task[None]) -> None:
+        """One ends only when all are to."""
+        if not self._stopping.is_set():
+            self.stop(signal.SIGTERM)
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:
@@ -133,7 +147,7 @@ class Supervisor:
             elif not ready and len(self._filled) < self._count:
                 log.error("child_cannot_start", status=status)
                 self._failed = True
-                self._stop(signal.SIGTERM)
+                return
             else:
                 if loop.time() - started > HEALTHY_AFTER:
                     rest = FIRST_REST
@@ -153,14 +167,13 @@ class Supervisor:
         if self._stopping.is_set():
             child.signal(signal.SIGTERM)
         log.info("child_started", pid=child.pid)
-        try:
-            ready = await child.is_ready()
-            if ready:
-                self._fill(place)
-            return ready, await child.ended()
-        finally:
-            self._children.discard(child)
-            multiprocess.mark_process_dead(child.pid, self._metrics)  # type: ignore[no-untyped-call]  # it has no types
+        ready = await child.is_ready()
+        if ready:
+            self._fill(place)
+        status = await child.ended()
+        self._children.discard(child)
+        multiprocess.mark_process_dead(child.pid, self._metrics)  # type: ignore[no-untyped-call]  # it has no types
+        return ready, status
 
     def _fill(self, place: int) -> None:
         is_last = place not in self._filled and len(self._filled) == self._count - 1

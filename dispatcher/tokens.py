@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import jwt
 
 from dispatcher.errors import ConfigError, Problem
-from dispatcher.ids import new_id
+from dispatcher.ids import ACCOUNT_NAME, new_id
 from dispatcher.installation import Installation
 from dispatcher.store import accounts
 from subscriptions.keyring import Keyring, KeyringError
@@ -35,8 +34,6 @@ ACCOUNT_SCOPES = (
 #: what holds for the whole installation: working on every account's tasks, and reading metrics
 INSTALLATION_SCOPES = ("processor", "operator")
 SCOPES = (*ACCOUNT_SCOPES, *INSTALLATION_SCOPES)
-
-ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

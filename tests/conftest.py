@@ -81,6 +81,15 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture
+def own_postgres_url() -> Iterator[str]:
+    """The same, for a test that makes or drops tables."""
+    cluster = _cluster()
+    name = cluster.create(template=cluster.template)
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
 def bare_postgres_url() -> Iterator[str]:
     """A database of PostgreSQL with nothing in it."""
     cluster = _cluster()

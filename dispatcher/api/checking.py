@@ -69,13 +69,19 @@ def check_key(key: str, field: str) -> None:
         raise invalid(field, "must have 1 to 255 visible ASCII characters")
 
 
+def check_traceparent(text: str, field: str) -> None:
+    """Raises Problem unless this is a trace context."""
+    if not is_traceparent(text):
+        raise invalid(field, "must be as in W3C Trace Context")
+
+
 def is_traceparent(text: str) -> bool:
     """Whether this is a trace context (W3C Trace Context)."""
     return _TRACEPARENT.match(text) is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class Destination:
     """Where a callback goes, as far as that can be told without DNS."""
 
     target: Target
@@ -98,7 +104,7 @@ class Checker:
         self.policy = policy
 
     def task_request(self, raw: bytes | msgspec.Raw, prefix: str = "") -> shapes.TaskRequest:
-        """A task as it was asked for. Its callback is `place`. Raises Problem."""
+        """A task as it was asked for. Its callback is for `destination`. Raises Problem."""
         try:
             request = _decode_task(raw)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -115,11 +121,13 @@ class Checker:
         self.check_json(bytes(request.payload), f"{prefix}/payload", self.limits.max_body)
         return request
 
-    def place(self, request: shapes.TaskRequest | shapes.CallbackRequest, *, timeout: float, prefix: str = "") -> Place:
+    def destination(
+        self, request: shapes.TaskRequest | shapes.CallbackRequest, *, timeout: float, prefix: str = ""
+    ) -> Destination:
         """A callback, with `timeout` seconds of work before it. Raises Problem."""
         target = self.target(request.callback_url, f"{prefix}/callback_url")
         token = find_token(target.path)
-        return Place(
+        return Destination(
             target=target,
             token=token,
             window_end=_check_window(token, request.deliver_before, timeout, prefix),

@@ -109,7 +109,7 @@ class Publishing:
         return await services.store.publish(
             hand_off.publications,
             key=key,
-            describe=_describe,
+            describe=described,
             answer=join,
             source=services.settings.event_source,
             then=hand_off.committed,
@@ -167,6 +167,7 @@ class _HandOff:
             account=event.account,
             lane=lane,
             attempt=1,
+            session=self._services.store.session,
             event=event.type,
             endpoint=Endpoint.of_subscription(subscription),
             body=body,
@@ -190,7 +191,8 @@ class _HandOff:
             engine.expect(result.waiting)
 
 
-def _describe(published: Published) -> bytes:
+def described(published: Published) -> bytes:
+    """What the publisher is told about an event that was accepted."""
     return _encode(
         shapes.EventAccepted(
             id=published.event_id,

@@ -97,6 +97,8 @@ class _HandOff:
 
     def __init__(self, services: Services, tasks: Sequence[NewTask]) -> None:
         self._services = services
+        #: under which they are leased, unless it ends before the commit
+        self._session = services.store.session
         self.tasks = [
             replace(task, handed_off=True)
             if task.body is not None and services.engine.reserve(_lane(task), len(task.body.body))
@@ -111,7 +113,7 @@ class _HandOff:
             if task.body is None:
                 continue
             if task.handed_off and stored:
-                self._services.engine.hand_off(_leased(task, task.body))
+                self._services.engine.hand_off(_leased(task, task.body, self._session))
             elif task.handed_off:
                 self._services.engine.cancel_reservation(_lane(task), len(task.body.body))
         if stored:
@@ -139,13 +141,14 @@ def _lane(task: NewTask) -> str:
     return lane_of(task.account, task.callback.origin)
 
 
-def _leased(task: NewTask, body: Body) -> LeasedDelivery:
+def _leased(task: NewTask, body: Body, session: str) -> LeasedDelivery:
     return LeasedDelivery(
         id=task.delivery_id,
         wire_id=task.delivery_id,
         account=task.account,
         lane=_lane(task),
         attempt=1,
+        session=session,
         event=task.type,
         endpoint=Endpoint.of_callback(task.callback, account=task.account),
         body=body,

@@ -178,21 +178,21 @@ class Reader(Checker):
         prefix: str = "",
     ) -> tuple[Callback, Token]:
         """A callback, vetted as far as that goes without DNS, and the token in its URL. Raises Problem."""
-        place = self.place(request, timeout=timeout, prefix=prefix)
+        destination = self.destination(request, timeout=timeout, prefix=prefix)
         callback = Callback(
             url=Secret(request.callback_url),
-            secret=place.secret,
-            headers=place.headers,
-            schemes=place.schemes,
-            origin=place.target.origin,
+            secret=destination.secret,
+            headers=destination.headers,
+            schemes=destination.schemes,
+            origin=destination.target.origin,
             fingerprint=self.keyring.fingerprint(request.callback_url, account=account.id),
-            token=place.token.kind,
-            window_end=None if place.window_end is None else int(place.window_end * 1000),
+            token=destination.token.kind,
+            window_end=None if destination.window_end is None else int(destination.window_end * 1000),
         )
         schemes, secret = callback.schemes or account.schemes, callback.secret or account.default_secret
         if schemes is not None:
             check_schemes(schemes, secret, f"{prefix}/schemes" if callback.schemes else f"{prefix}/secret")
-        return callback, place.token
+        return callback, destination.token
 
     def _timeout(self, task_type: str, prefix: str) -> float:
         if task_type == RELAY:

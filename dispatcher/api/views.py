@@ -254,6 +254,7 @@ def worker(one: Worker) -> shapes.Worker:
         heartbeat_age=one.heartbeat_age,
         deliveries=one.deliveries,
         tasks=one.tasks,
+        paces=one.paces,
     )
 
 

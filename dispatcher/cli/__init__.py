@@ -18,6 +18,7 @@ COMMANDS = {
     "init": "installing",
     "token": "tokens",
     "keyring": "keyring",
+    "outbox": "outbox",
     "subscriptions": "subscriptions",
     "receiver": "receiver",
     "conformance": "conformance",

@@ -23,8 +23,8 @@ from dispatcher.cli.running import actor, opened, read_settings, run
 from dispatcher.cli.speaking import fail, warn
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError, Problem, StoreUnavailable
+from dispatcher.ids import ACCOUNT_NAME
 from dispatcher.installation import is_made
-from dispatcher.tokens import ACCOUNT_NAME
 from subscriptions.keyring import KeyringError
 from subscriptions.secrets import Secret
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from dispatcher.api import shapes, views
@@ -28,11 +28,10 @@ def workers(as_json: Json = False, data_dir: DataDir = None) -> None:
     if as_json:
         showing.as_json(found)
         return
-    table = Table(Column("session", no_wrap=True, min_width=32), "process", "role", "heartbeat", "deliveries", "tasks")
+    table = Table("host", "pid", "role", "version", "heartbeat", "deliveries", "tasks", "paces")
     for one in found:
-        table.add_row(
-            one.id, Text(f"{one.host} {one.pid}"), one.role, _heartbeat(one), str(one.deliveries), str(one.tasks)
-        )
+        counts = map(str, (one.deliveries, one.tasks, one.paces))
+        table.add_row(Text(one.host), str(one.pid), one.role, Text(one.version), _heartbeat(one), *counts)
     Console().print(table)
 
 

@@ -30,7 +30,7 @@ from dispatcher.loops import repeat
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
-from dispatcher.store.leasing import MAX_LANES_PER_CLAIM
+from dispatcher.store.lanewise import MAX_LANES
 from dispatcher.store.news import News
 from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Settled
 from subscriptions.keyring import KeyringError
@@ -196,6 +196,8 @@ class Engine:
         self._governor.spend(len(batch.deliveries))
         await self._take_in_turn(batch.deliveries)
         now = _now()
+        for key, seconds in batch.closed.items():
+            self._lanes.get(key).closed_until = now + seconds
         for lane, delay in batch.next_due.items():
             if delay is not None:
                 # What is due and was not leased, another process is just leasing.
@@ -208,7 +210,7 @@ class Engine:
             return []
         lanes: list[Lane] = []
         most = min(MAX_LEASE, self._governor.allowance(now))
-        while len(lanes) < min(most, MAX_LANES_PER_CLAIM):
+        while len(lanes) < min(most, MAX_LANES):
             due = self._agenda.take_due(now, 1)
             if not due:
                 break
@@ -240,7 +242,7 @@ class Engine:
 
     def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
         now = _now()
-        for delivery in deliveries:
+        for delivery in self._still_ours(deliveries):
             self._known.add(delivery.id)
             lane = self._lanes.put(delivery, now)
             if now < lane.quiet_until:
@@ -301,10 +303,11 @@ class Engine:
         try:
             account = await self._account(delivery)
             window_end = delivery.endpoint.window_end
-            if window_end is not None and window_end <= time.time() * 1000:
+            if window_end is not None and window_end <= self._store.now() * 1000:
                 # Leasing it again will expire it.
                 raise _NotNowError(delay=0.0)
-            if not await self._is_current(delivery) or not self._has_lease_for_a_send(_now()):
+            is_current = await self._is_current(delivery)
+            if not (is_current and self._still_ours([delivery]) and self._has_lease_for_a_send(_now())):
                 raise _NotNowError(delay=0.0)
             return await self._sender.send(delivery, account)
         finally:
@@ -462,6 +465,13 @@ class Engine:
         """The session is over. Its leases are being freed by whoever ended it, and nothing of them may be sent."""
         for lane in self._lanes:
             self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
+
+    def _still_ours(self, deliveries: list[LeasedDelivery]) -> list[LeasedDelivery]:
+        """Without those that were leased under a session that ended while they were on their way to us."""
+        ours = [delivery for delivery in deliveries if delivery.session == self._store.session]
+        if len(ours) < len(deliveries):
+            self._known.difference_update({delivery.id for delivery in deliveries} - {delivery.id for delivery in ours})
+        return ours
 
     def _has_lease_for_a_send(self, now: float) -> bool:
         return self._heartbeat.until - now >= self._settings.longest_send + LEASE_MARGIN

@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 
 from dispatcher.models import DeliveryKind, Outcome, account_of
+from dispatcher.pace import AHEAD as PACED_AHEAD
 from dispatcher.retry import RETRIED_4XX
 from dispatcher.store.records import LeasedDelivery
 
@@ -27,8 +28,6 @@ CIRCUIT_FAILURES = 10
 #: seconds that an open circuit stays quiet: at first, and at most
 FIRST_QUIET = 1.0
 LAST_QUIET = 15.0
-#: seconds for which a lane with a rate limit holds deliveries in memory
-PACED_AHEAD = 2.0
 #: seconds by which a send may come before its time in the pace: timers are not exact
 EARLY = 0.002
 #: seconds of sending that a fast lane holds in memory, and deliveries at most
@@ -49,6 +48,7 @@ class Lane:
         "account",
         "answers",
         "backlog",
+        "closed_until",
         "counted_from",
         "failures",
         "in_flight",
@@ -94,6 +94,8 @@ class Lane:
         self.pace = 0.0
         #: monotonic time of the last send, as its pace counts it
         self.last_send = -math.inf
+        #: monotonic time before which there are no places for us in a pace that others keep, too
+        self.closed_until = 0.0
         #: it will be looked at when its pace allows the next send
         self.timer = False
         #: more due work waits in the database than there was room for
@@ -124,6 +126,11 @@ class Lane:
     @property
     def opens_at(self) -> float:
         """Monotonic time from which on it takes more: what it could not send soon, it leaves in the database."""
+        return max(self.closed_until, self.sends_soon_at)
+
+    @property
+    def sends_soon_at(self) -> float:
+        """Monotonic time from which on its next send is only a moment away."""
         return max(self.quiet_until, self.next_send - PACED_AHEAD)
 
     def can_send(self, now: float) -> bool:
@@ -138,7 +145,7 @@ class Lane:
     @property
     def next_send(self) -> float:
         """Monotonic time before which the pace allows no other send."""
-        return self.last_send + self.pace
+        return max(self.last_send + self.pace, self.queue[0].not_before if self.queue else 0.0)
 
     @property
     def is_proven(self) -> bool:
@@ -323,8 +330,8 @@ class Lanes:
         return self._slots_of[account] >= free_slots or self._in_flight_of[account] >= free
 
     def _begin(self, lane: Lane, account: str, now: float) -> Turn:
-        turn = Turn(lane, lane.queue.popleft())
         lane.last_send = max(now, lane.next_send)
+        turn = Turn(lane, lane.queue.popleft())
         lane.in_flight += 1
         self.waiting -= 1
         self.in_flight += 1
@@ -363,7 +370,7 @@ class Lanes:
 
     def trim(self, lane: Lane, now: float) -> list[LeasedDelivery]:
         """Take out of a lane's queue what its pace lets it send only later: a pace is known with the first of them."""
-        keep = 0 if now < lane.opens_at else lane.capacity
+        keep = 0 if now < lane.sends_soon_at else lane.capacity
         surplus = [lane.queue.pop() for _ in range(len(lane.queue) - keep)]
         self.waiting -= len(surplus)
         self.bytes -= sum(delivery.size for delivery in surplus)

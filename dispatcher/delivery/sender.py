@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -40,16 +40,19 @@ class Sender:
         user_agent: str,
         schedule: Sequence[float],
         handshakes: Handshakes,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock` tells seconds since the epoch: the database's, with which secrets begin and end."""
         self._transport = transport
         self._deadline = deadline
         self._user_agent = user_agent
         self._schedule = schedule
         self._handshakes = handshakes
+        self._clock = clock
 
     async def send(self, delivery: LeasedDelivery, account: Account) -> Report:
         """Make one attempt. Raises nothing but CancelledError: whatever goes wrong is in the report."""
-        started, now = time.monotonic(), time.time()
+        started, now = time.monotonic(), self._clock()
         timing, granted_rate = Timing(), None
         try:
             target = egress.parse(delivery.endpoint.url.reveal())
@@ -129,7 +132,7 @@ class Sender:
         self, delivery: LeasedDelivery, response: Response, *, other_secret: bool
     ) -> tuple[retry.Answer, str | None]:
         """What an answer says, and in words why it is no success although it looks like one."""
-        answer = judge(response, now=time.time(), other_secret=other_secret)
+        answer = judge(response, now=self._clock(), other_secret=other_secret)
         if delivery.kind is not DeliveryKind.HANDSHAKE or answer.outcome is not Outcome.SUCCESS:
             return answer, None
         if self._handshakes.is_granted(_by_name(response)):

@@ -5,7 +5,7 @@ The command line and the API both write here; the command line does so while the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -18,6 +18,9 @@ from dispatcher.store.tables import accounts, audit, installation, tokens
 from subscriptions.keyring import Keyring
 from subscriptions.models import Verification
 from subscriptions.secrets import Secret
+
+#: the first half of the advisory locks of PostgreSQL by which versions stay as they are: a number that nobody else uses
+_VERSION_LOCK = 0x76657273
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +105,26 @@ async def change_account(
     return changed
 
 
+async def lock_versions(connection: AsyncConnection, ids: Iterable[str], *, shared: bool = False) -> None:
+    """Let the versions of accounts' subscriptions stay as they are until this transaction ends (PostgreSQL).
+
+    Those who only rely on them share the lock; whoever waits for it is before those who come later. It is none of the
+    accounts' rows, which there need not be, and which many would then write to for nothing but the lock.
+    """
+    lock = sa.func.pg_advisory_xact_lock_shared if shared else sa.func.pg_advisory_xact_lock
+    number = sa.func.hashtext(sa.func.unnest(sa.cast(sorted(set(ids)), sa.ARRAY(sa.Text)))).label("number")
+    # in one order everywhere
+    wanted = sa.select(number).distinct().order_by(number).subquery()
+    await connection.execute(sa.select(lock(_VERSION_LOCK, wanted.c.number)))
+
+
 async def next_version(connection: AsyncConnection, account: str) -> int:
-    """Count one more change to an account's subscriptions; what is cached of them is old from now on."""
+    """Count one more change to an account's subscriptions; what is cached of them is old from now on.
+
+    Until this transaction ends, nobody accepts an event by the subscriptions that there were before.
+    """
+    if connection.dialect.name == "postgresql":
+        await lock_versions(connection, [account])
     statement = (
         sa.update(accounts)
         .where(accounts.c.id == account)

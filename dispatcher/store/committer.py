@@ -29,6 +29,7 @@ from dispatcher import metrics
 from dispatcher.errors import StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import ledger, sessions
+from dispatcher.store.clock import DatabaseClock
 from dispatcher.store.database import Database
 from dispatcher.store.news import News, tell_others
 from dispatcher.store.statements import Step, run
@@ -93,6 +94,11 @@ class Transaction:
         if self.counts:
             await self.run(ledger.counting(self.counts, session=self.session))
 
+    async def tell_others(self) -> None:
+        """Tell other processes what it leaves to be done, with its COMMIT."""
+        if self.news:
+            await tell_others(self.connection, self.news, sender=self.session)
+
 
 #: A kind of write: takes all items of a batch, and answers each in its place. An answer that is an exception is
 #: raised to its caller, and the batch commits all the same. An exception that is raised undoes the batch; then it
@@ -141,6 +147,7 @@ class Committer:
     def __init__(self, database: Database, *, session: str) -> None:
         self._database = database
         self.session = session
+        self.clock = DatabaseClock()
         #: told what each commit leaves to be done
         self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
@@ -301,30 +308,33 @@ class Committer:
         answers: dict[_Entry, Any] = {}
         news = News()
         applied = False
+        # Another may begin while this one is at work.
+        session = self.session
         try:
             async with self._database.write(await self._connection()) as connection:
-                now = await sessions.mark_batch(connection, self.session, batch_id)
+                asked = monotonic()
+                now = await sessions.mark_batch(connection, session, batch_id)
                 if now is None:
                     raise StoreUnavailable("the session of this process is over")
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=self.session, news=news)
+                self.clock.learn(now, asked=asked)
+                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))
                 await tx.write_counts()
-                if news:
-                    await tell_others(connection, news, sender=self.session)
+                await tx.tell_others()
                 applied = True
         except Exception:
             # Whatever is wrong with it, the next one has its own.
             await self._give_back()
             # Only when COMMIT itself got no good answer can the batch be on disk all the same.
-            if not (applied and await self._was_committed(batch_id)):
+            if not (applied and await self._was_committed(batch_id, session)):
                 raise
         if news:
             self.on_news(news)
         return [answers[entry] for entry in batch]
 
-    async def _was_committed(self, batch_id: str) -> bool:
+    async def _was_committed(self, batch_id: str, session: str) -> bool:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_exponential(multiplier=0.05, max=2),
@@ -334,7 +344,7 @@ class Committer:
             reraise=True,
         ):
             with attempt:
-                return await sessions.last_batch(self._database, self.session) == batch_id
+                return await sessions.last_batch(self._database, session) == batch_id
         raise StoreUnavailable("the fate of a commit could not be looked up")
 
     def _refuse_waiting(self) -> None:

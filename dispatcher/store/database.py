@@ -80,6 +80,8 @@ class Database:
         Raises ConfigError when the URL cannot be used.
         """
         self.url = url
+        #: whether bodies and attempts stand in partitions
+        self.is_partitioned = postgres.is_meant(url)
         self._pgbouncer = pgbouncer
         if url.startswith("sqlite+aiosqlite:"):
             self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)

@@ -1,7 +1,7 @@
 """One change in a transaction of its own, made by a process that is no server: the command line, beside one or alone.
 
 It runs the functions that the committer runs, on the same kind of `Transaction`. A running server sees the change by
-its version, and finds what has become due when it next looks.
+its version. What has become due it hears of on PostgreSQL, and else finds when it next looks.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ async def apply(database: Database, change: Callable[[Transaction], Awaitable[T]
         if keep:
             await savepoint.commit()
             await tx.write_counts()
+            await tx.tell_others()
         else:
             await savepoint.rollback()
         return made

@@ -181,27 +181,37 @@ async def _step(tx: Transaction, row: sa.RowMapping, limit: int, release_limit: 
 async def _waiting(
     tx: Transaction, row: sa.RowMapping, limit: int, which: sa.ColumnElement[bool] | None = None
 ) -> Sequence[sa.Row[Any]]:
-    """Pending messages for a subscription: those that are due some time, and those behind others in order."""
+    """Pending messages for a subscription: those that are due some time, and those behind others in order.
+
+    What somebody else is at he leases at this moment, or holds: he may wait for this subscription's row, so he is not
+    waited for.
+    """
     lane = lane_of(row["account"], row["id"])
     wanted = sa.and_(deliveries.c.lane == lane, sa.true() if which is None else which)
-    rows = await tx.connection.execute(sa.select(deliveries).where(is_waiting, wanted).limit(limit).with_for_update())
+    rows = await tx.connection.execute(
+        sa.select(deliveries).where(is_waiting, wanted).limit(limit).with_for_update(skip_locked=True)
+    )
     found = rows.all()
     if found:
         return found
     rows = await tx.connection.execute(
-        sa.select(deliveries).where(is_behind, wanted).order_by(deliveries.c.seq).limit(limit).with_for_update()
+        sa.select(deliveries)
+        .where(is_behind, wanted)
+        .order_by(deliveries.c.seq)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     return rows.all()
 
 
 async def _held(tx: Transaction, row: sa.RowMapping, limit: int) -> Sequence[sa.Row[Any]]:
-    """Held deliveries of a subscription, in order."""
+    """Held deliveries of a subscription, in order; but for those that somebody expires at this moment."""
     rows = await tx.connection.execute(
         sa.select(deliveries)
         .where(is_held, deliveries.c.subscription_id == row["id"])
         .order_by(deliveries.c.seq, deliveries.c.id)
         .limit(limit)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
     )
     return rows.all()
 
@@ -233,16 +243,18 @@ async def _release(tx: Transaction, row: sa.RowMapping, limit: int) -> int:
 
 
 async def _mark_leased(tx: Transaction, row: sa.RowMapping) -> None:
-    await tx.connection.execute(
-        sa.update(deliveries)
+    """Mark what is being sent. What is settled at this moment finds the subscription deleted by itself."""
+    leased = (
+        sa.select(deliveries.c.id)
         .where(
             is_live,
             deliveries.c.state == DeliveryState.LEASED,
             deliveries.c.account == row["account"],
             deliveries.c.subscription_id == row["id"],
         )
-        .values(mark=Mark.CANCEL)
+        .with_for_update(skip_locked=True)
     )
+    await tx.connection.execute(sa.update(deliveries).where(deliveries.c.id.in_(leased)).values(mark=Mark.CANCEL))
 
 
 async def end_holds(tx: Transaction, limits: Sequence[int]) -> list[int]:
@@ -252,7 +264,10 @@ async def end_holds(tx: Transaction, limits: Sequence[int]) -> list[int]:
 
 async def _end_holds(tx: Transaction, limit: int) -> int:
     rows = await tx.connection.execute(
-        sa.select(deliveries).where(is_held, deliveries.c.hold_until <= tx.now).limit(limit).with_for_update()
+        sa.select(deliveries)
+        .where(is_held, deliveries.c.hold_until <= tx.now)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     over = rows.all()
     await end(tx, over, DeliveryState.EXPIRED, "hold")

@@ -6,7 +6,6 @@ No query here costs more when a lane has more waiting in it. docs/states.md draw
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import structlog
 
 from dispatcher.bodies import Body
 from dispatcher.models import DeliveryKind, DeliveryState
-from dispatcher.store import endpoints, holding
+from dispatcher.store import endpoints, holding, lanewise, pacing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
@@ -33,8 +32,6 @@ log = structlog.get_logger(__name__)
 _decode = msgspec.json.decode
 _decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
 
-#: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
-MAX_LANES_PER_CLAIM = 100
 #: how long a delivery waits whose endpoint cannot be opened: somebody has to bring the key, milliseconds
 UNREADABLE_DELAY_MS = 300_000
 
@@ -46,6 +43,8 @@ class Claims:
     lanes: Sequence[LaneClaim]
     keyring: Keyring
     endpoints: Endpoints
+    #: others may lease from the same lanes, so that a pace is kept together
+    shared: bool
 
 
 async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch]:
@@ -59,20 +58,24 @@ async def lease(tx: Transaction, requests: Sequence[Claims]) -> list[LeasedBatch
 async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     if not request.lanes:
         return LeasedBatch(deliveries=[], next_due={})
-    lanes = [claim.lane for claim in request.lanes]
-    claims = [value for claim in request.lanes for value in (claim.lane, claim.limit)]
-    [found] = await tx.run((_due(len(lanes)), [(tx.now, *claims)]))
+    dialect = tx.connection.dialect
+    [found] = await tx.run(lanewise.due(dialect, request.lanes, tx.now))
     callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
     others = [id_ for id_, subscription_id in found if subscription_id is not None]
     leased: list[LeasedDelivery] = []
+    closed: dict[str, float] = {}
     if found:
         callback_rows, message_rows = await tx.run((_CALLBACKS, _asked(callbacks)), (_MESSAGES, _asked(others)))
         leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
-        leased += await _messages(tx, [_DueMessage._make(row) for row in message_rows], request.endpoints)
+        # In the order in which they became due; the database has its own.
+        by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
+        messages = [by_id[id_] for id_ in others if id_ in by_id]
+        leased += await _messages(tx, messages, request, closed)
     [_, first_due] = await tx.run(
-        (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []), (_first_due(len(lanes)), [lanes])
+        (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []),
+        lanewise.first_due(dialect, [claim.lane for claim in request.lanes]),
     )
-    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now))
+    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now), closed=closed)
 
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:
@@ -91,28 +94,6 @@ _LEASE = Statement(
     "by",
     "ids",
 )
-
-
-@functools.cache
-def _due(lanes: int) -> Statement:
-    """Ids of due deliveries of so many lanes: one index range each, so that a long lane costs the others nothing."""
-    arms = [
-        sa.select(
-            sa.select(deliveries.c.id, deliveries.c.subscription_id)
-            .where(
-                is_waiting,
-                deliveries.c.lane == sa.bindparam(f"lane{n}"),
-                deliveries.c.due_at <= sa.bindparam("now"),
-            )
-            .order_by(deliveries.c.due_at)
-            .limit(sa.bindparam(f"limit{n}", type_=sa.Integer))
-            .with_for_update(skip_locked=True)
-            .subquery()
-        )
-        for n in range(lanes)
-    ]
-    names = [name for n in range(lanes) for name in (f"lane{n}", f"limit{n}")]
-    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], "now", *names)
 
 
 class _DueMessage(NamedTuple):
@@ -210,19 +191,23 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
     )
 
 
-def _leased(row: _DueCallback | _DueMessage, endpoint: Endpoint) -> LeasedDelivery:
+def _leased(
+    tx: Transaction, row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0
+) -> LeasedDelivery:
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
         account=row.account,
         lane=row.lane,
         attempt=row.attempt + 1,
+        session=tx.session,
         event=row.type,
         endpoint=endpoint,
         body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
         traceparent=row.traceparent,
         kind=DeliveryKind(row.kind),
         other_secret=bool(row.other_secret),
+        not_before=not_before,
     )
 
 
@@ -240,7 +225,7 @@ async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Key
         except KeyringError:
             await _put_off(tx, row.id, "callback_unreadable")
         else:
-            opened.append(_leased(row, Endpoint.of_callback(callback, account=row.account)))
+            opened.append(_leased(tx, row, Endpoint.of_callback(callback, account=row.account)))
     return opened
 
 
@@ -259,17 +244,43 @@ async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
 # --- subscriptions ----------------------------------------------------------------------------------------
 
 
-async def _messages(tx: Transaction, rows: Sequence[_DueMessage], known: Endpoints) -> list[LeasedDelivery]:
+async def _messages(
+    tx: Transaction, rows: Sequence[_DueMessage], request: Claims, closed: dict[str, float]
+) -> list[LeasedDelivery]:
+    """Those that may be sent, and in `closed` the lanes whose pace does not let us send more."""
     if not rows:
         return []
     standing = await endpoints.standing(tx.connection, (row.subscription_id for row in rows))
     going = await _without_those_that_stay(tx, rows, standing)
-    opened = await _opened(tx, going, standing, known)
+    opened = await _opened(tx, going, standing, request.endpoints)
+    able = [row for row in going if row.subscription_id in opened]
+    places = await _places(tx, able, standing, closed) if request.shared else {}
     return [
-        _leased(row, Endpoint.of_subscription(opened[row.subscription_id]))
-        for row in going
-        if row.subscription_id in opened
+        _leased(tx, row, Endpoint.of_subscription(opened[row.subscription_id]), not_before=places.get(row.id, 0.0))
+        for row in able
+        if row.id in places or row.lane not in closed
     ]
+
+
+async def _places(
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], closed: dict[str, float]
+) -> dict[str, float]:
+    """When each of those may be sent that have a place in a pace, by our monotonic clock."""
+    paced: dict[str, list[_DueMessage]] = {}
+    for row in rows:
+        if row.kind == DeliveryKind.MESSAGE and standing[row.subscription_id]["rate_limit"] is not None:
+            paced.setdefault(row.subscription_id, []).append(row)
+    given = await pacing.take(
+        tx, {id_: pacing.Wish(len(waiting), standing[id_]["rate_limit"]) for id_, waiting in paced.items()}
+    )
+    starts: dict[str, float] = {}
+    for id_, places in given.items():
+        # Those without a place are left as they are.
+        for row, at in zip(paced[id_], places.at, strict=False):
+            starts[row.id] = tx.clock + (at - tx.now) / 1000
+        if len(places.at) < len(paced[id_]):
+            closed[paced[id_][0].lane] = (places.ask_at - tx.now) / 1000
+    return starts
 
 
 async def _opened(
@@ -305,7 +316,8 @@ async def _without_those_that_stay(
             disabled.setdefault(row.subscription_id, []).append(row.id)
         else:
             going.append(row)
-    for id_, ids in disabled.items():
+    # Sorted, as everybody locks subscriptions.
+    for id_, ids in sorted(disabled.items()):
         await holding.hold(tx, standing[id_], ids)
     await end(tx, deleted, DeliveryState.CANCELLED, "deleted")
     return going
@@ -318,26 +330,12 @@ async def next_due(tx: Transaction, lanes: Sequence[str]) -> dict[str, float | N
     """Seconds until each lane has something due; None where nothing waits."""
     if not lanes:
         return {}
-    [rows] = await tx.run((_first_due(len(lanes)), [lanes]))
+    [rows] = await tx.run(lanewise.first_due(tx.connection.dialect, lanes))
     return _seconds_until(rows, tx.now)
 
 
 def _seconds_until(rows: Sequence[tuple[str, int | None]], now: int) -> dict[str, float | None]:
     return {lane: None if due is None else max(0.0, (due - now) / 1000) for lane, due in rows}
-
-
-@functools.lru_cache(2 * MAX_LANES_PER_CLAIM)
-def _first_due(lanes: int) -> Statement:
-    arms = [
-        sa.select(
-            sa.bindparam(f"lane{n}", type_=sa.String),
-            sa.select(sa.func.min(deliveries.c.due_at))
-            .where(is_waiting, deliveries.c.lane == sa.bindparam(f"lane{n}"))
-            .scalar_subquery(),
-        )
-        for n in range(lanes)
-    ]
-    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], *(f"lane{n}" for n in range(lanes)))
 
 
 async def due_lanes(tx: Transaction, pages: Sequence[tuple[str, int]]) -> list[dict[str, float]]:

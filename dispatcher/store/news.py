@@ -9,7 +9,8 @@ need, so those commit one after the other, each with its own sync. Hence one for
 batch left nothing to others: what is handed off to our own lanes, or follows in a lane that we are at, is no news.
 
 Everybody who may connect to the database can hear it. It names lanes (an account, and a subscription's id or the
-scheme, host and port of its callbacks), never a path, a token or a payload.
+scheme, host and port of its callbacks), never a path, a token or a payload. And everybody can tell it: what no process
+of ours would say is not believed (`decoded`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.models import account_of
+from dispatcher.parcels import CHANNEL
+from dispatcher.retry import MAX_RETRY_AFTER
 from dispatcher.store.statements import Statement, run
+from dispatcher.store.tables import LONGEST_LANE
 
-#: the channel of PostgreSQL that it is told on
-CHANNEL = "dispatcher"
 #: bytes that a NOTIFY takes at most are 7,999
 MAX_BYTES = 7_900
 
@@ -42,6 +44,8 @@ class News:
     tasks: bool = False
     #: there are steps to take: a fan-out, deliveries to move or to send again, something to tell
     chores: bool = False
+    #: rows of the outbox wait to be taken
+    outbox: bool = False
     #: more than is named here: whoever hears of it looks around
     more: bool = False
 
@@ -56,10 +60,11 @@ class News:
         self.pauses |= other.pauses
         self.tasks |= other.tasks
         self.chores |= other.chores
+        self.outbox |= other.outbox
         self.more |= other.more
 
     def __bool__(self) -> bool:
-        return bool(self.lanes or self.pauses or self.tasks or self.chores or self.more)
+        return bool(self.lanes or self.pauses or self.tasks or self.chores or self.outbox or self.more)
 
     def encoded(self, sender: str) -> str:
         """As it is told to others. What is too long to be told is left for them to find."""
@@ -80,6 +85,8 @@ class _Said(msgspec.Struct, kw_only=True, omit_defaults=True):
     pauses: dict[str, float] = {}
     tasks: bool = False
     chores: bool = False
+    #: told by whoever publishes (`dispatcher.parcels`)
+    outbox: bool = False
     more: bool = False
 
 
@@ -94,7 +101,20 @@ def decoded(text: str) -> tuple[str, News]:
     except msgspec.DecodeError:
         return "", News.of_anything()
     lanes = {f"{account} {rest}" for account, rests in said.lanes.items() for rest in rests}
-    return said.by, News(lanes=lanes, pauses=said.pauses, tasks=said.tasks, chores=said.chores, more=said.more)
+    if not (all(map(_can_be_lane, (*lanes, *said.pauses))) and all(map(_can_be_pause, said.pauses.values()))):
+        return "", News.of_anything()
+    return said.by, News(
+        lanes=lanes, pauses=said.pauses, tasks=said.tasks, chores=said.chores, outbox=said.outbox, more=said.more
+    )
+
+
+def _can_be_lane(text: str) -> bool:
+    # PostgreSQL takes no text with a NUL in it: asked for by that name, it would refuse the other lanes as well.
+    return " " in text and "\0" not in text and len(text) <= LONGEST_LANE
+
+
+def _can_be_pause(seconds: float) -> bool:
+    return 0 <= seconds <= MAX_RETRY_AFTER
 
 
 def _by_account(lanes: Iterable[str]) -> dict[str, list[str]]:

@@ -16,6 +16,8 @@ from dispatcher.store.committer import Transaction
 from dispatcher.store.database import upsert
 from dispatcher.store.tables import notices
 
+#: stands for no subscription
+NO_SUBSCRIPTION = ""
 #: time between two notices of one kind about one subscription, milliseconds
 SPAN_MS = 60_000
 
@@ -33,13 +35,16 @@ class NoticeType(StrEnum):
     EXHAUSTED = "delivery.exhausted"
     #: one of its secrets ends soon
     SECRET_EXPIRING = "secret.expiring"  # noqa: S105 - a name
+    #: a row of the outbox cannot be taken; it is about no subscription
+    OUTBOX_REFUSED = "outbox.refused"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notice:
-    """Something that happened to a subscription."""
+    """Something that happened to a subscription, or to the account."""
 
     account: str
+    #: NO_SUBSCRIPTION where it is about none
     subscription_id: str
     type: NoticeType
     #: what is said of it; of several, the latest

@@ -7,13 +7,16 @@ calls `promote`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from dispatcher.models import DeliveryState
+from dispatcher.store import lanewise
 from dispatcher.store.committer import Transaction
+from dispatcher.store.statements import Ids
 from dispatcher.store.tables import deliveries, is_in_turn, is_ordered, subscriptions
 from subscriptions.models import Ordering
 
@@ -103,30 +106,46 @@ async def _set_due(tx: Transaction, ids: list[str], due_at: int | None) -> None:
 # --- the rows of a group ----------------------------------------------------------------------------------
 
 _Row = sa.Select[tuple[str, str, str, str, int | None]]
+_Name = str | sa.ColumnElement[str]
+_Query = Callable[[_Name, _Name], _Row]
 
 
-async def _one_of_each(
-    tx: Transaction, groups: Iterable[Group], query: Callable[[Group], _Row]
-) -> dict[Group, sa.RowMapping]:
+async def _one_of_each(tx: Transaction, groups: Iterable[Group], query: _Query) -> dict[Group, sa.RowMapping]:
     wanted = sorted(set(groups))
+    if not wanted:
+        return {}
+    if lanewise.has_lateral(tx.connection.dialect):
+        lanes, keys = map(list, zip(*wanted, strict=True))
+        rows = await tx.connection.execute(_of_each(query), {"lanes": lanes, "keys": keys})
+        return {(row["lane"], row["order_key"]): row for row in rows.mappings()}
     found: dict[Group, sa.RowMapping] = {}
     for start in range(0, len(wanted), MAX_GROUPS_PER_QUERY):
-        arms = [sa.select(query(group).subquery()) for group in wanted[start : start + MAX_GROUPS_PER_QUERY]]
+        arms = [sa.select(query(*group).subquery()) for group in wanted[start : start + MAX_GROUPS_PER_QUERY]]
         rows = await tx.connection.execute(sa.union_all(*arms) if len(arms) > 1 else arms[0])
         found.update({(row["lane"], row["order_key"]): row for row in rows.mappings()})
     return found
 
 
-def _head(group: Group) -> _Row:
-    return _of_group(group).where(is_ordered).order_by(deliveries.c.seq).limit(1)
+@functools.cache
+def _of_each(query: _Query) -> sa.Select[Any]:
+    asked = (
+        sa.func.unnest(sa.bindparam("lanes", type_=Ids()), sa.bindparam("keys", type_=Ids()))
+        .table_valued("lane", "key")
+        .render_derived()
+    )
+    found = query(asked.c.lane, asked.c.key).lateral()
+    return sa.select(found).select_from(asked.join(found, sa.true()))
 
 
-def _in_turn(group: Group) -> _Row:
-    return _of_group(group).where(is_in_turn).limit(1)
+def _head(lane: _Name, key: _Name) -> _Row:
+    return _of_group(lane, key).where(is_ordered).order_by(deliveries.c.seq).limit(1)
 
 
-def _of_group(group: Group) -> _Row:
-    lane, key = group
+def _in_turn(lane: _Name, key: _Name) -> _Row:
+    return _of_group(lane, key).where(is_in_turn).limit(1)
+
+
+def _of_group(lane: _Name, key: _Name) -> _Row:
     return sa.select(
         deliveries.c.id, deliveries.c.lane, deliveries.c.order_key, deliveries.c.state, deliveries.c.due_at
     ).where(deliveries.c.lane == lane, deliveries.c.order_key == key)

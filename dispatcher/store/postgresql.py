@@ -106,6 +106,7 @@ def connector(
         for dsn in tuple(dsns):
             try:
                 connection = await asyncpg.connect(dsn, **options)
+                _watch(connection, given, command_timeout)
             except (asyncpg.exceptions.ClientConfigurationError, ValueError) as exc:
                 raise ConfigError(f"DATABASE_URL is not valid ({type(exc).__name__})") from None
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
@@ -113,7 +114,6 @@ def connector(
                 continue
             if dsns[0] != dsn:
                 dsns.sort(key=dsn.__ne__)
-            _watch(connection, given, command_timeout)
             return connection
         raise StoreUnavailable(f"the database cannot be reached ({type(failed).__name__})") from failed
 

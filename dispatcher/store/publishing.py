@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
@@ -19,10 +19,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from dispatcher.bodies import Body, Message, compose
-from dispatcher.errors import Problem
+from dispatcher.errors import Problem, StoreContended
 from dispatcher.ids import new_id
 from dispatcher.models import BodyMode, EventState
 from dispatcher.store import making
+from dispatcher.store.accounts import lock_versions
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
 from dispatcher.store.making import Making, Target
@@ -203,9 +204,8 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
             *(one.key for request in requests for one in request.publications),
         ]
     )
-    versions = await current_versions(
-        tx.connection, (one.event.account for request in requests for one in request.publications)
-    )
+    planned = {one.event.account for request in requests for one in request.publications}
+    versions = await _versions(tx, planned)
     results: list[Replayed | Problem | Accepted | Outdated] = []
     for request in requests:
         earlier = answers.earlier(request.key)
@@ -214,7 +214,29 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
             answers.keep(request.key, result.answer)
         results.append(result)
     await answers.write()
+    await _confirm(tx, versions, results)
     return results
+
+
+async def _confirm(
+    tx: Transaction, versions: dict[str, int], results: Sequence[Replayed | Problem | Accepted | Outdated]
+) -> None:
+    """Make sure that events commit before whatever changes the subscriptions that they were planned by.
+
+    It comes last: who changes a subscription locks its row first, and so do we. Raises StoreContended: somebody was
+    faster, and all is to be done again.
+    """
+    if tx.connection.dialect.name == "sqlite":
+        # One writes at a time.
+        return
+    if any(isinstance(result, Accepted) and result.count for result in results):
+        await lock_versions(tx.connection, versions, shared=True)
+        if await _versions(tx, versions) != versions:
+            raise StoreContended("subscriptions were changed meanwhile")
+
+
+async def _versions(tx: Transaction, accounts: Iterable[str]) -> dict[str, int]:
+    return dict.fromkeys(accounts, 0) | await current_versions(tx.connection, accounts)
 
 
 async def _accept(

@@ -157,6 +157,8 @@ class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     lane: str
     #: number of this attempt and fencing token of the lease
     attempt: int
+    #: the session that the lease hangs on: when that is over, it must not be sent
+    session: str
     #: the event type, or the task's type
     event: str
     endpoint: Endpoint
@@ -165,6 +167,8 @@ class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     kind: DeliveryKind = DeliveryKind.MESSAGE
     #: sign with the older secret this time: the newer one was just refused
     other_secret: bool = False
+    #: monotonic clock before which it is not to be sent, seconds: its place in a pace that several processes keep
+    not_before: float = 0.0
     #: monotonic clock when its endpoint was looked at, seconds
     seen_at: float = msgspec.field(default_factory=time.monotonic)
 
@@ -239,6 +243,8 @@ class LeasedBatch(msgspec.Struct, frozen=True, kw_only=True):
 
     deliveries: list[LeasedDelivery]
     next_due: dict[str, float | None]
+    #: lanes whose pace has no more places for us, and the seconds until it is worth to ask again
+    closed: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class TaskClaim(msgspec.Struct, frozen=True, kw_only=True):

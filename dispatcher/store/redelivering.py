@@ -86,7 +86,9 @@ async def _send_again(tx: Transaction, row: sa.RowMapping) -> Problem | Redelive
 
 async def _to_callback(tx: Transaction, row: sa.RowMapping) -> Problem | Redelivered:
     found = await tx.connection.execute(sa.select(tasks).where(tasks.c.id == row["source_id"]).with_for_update())
-    task = found.mappings().one()
+    task = found.mappings().one_or_none()
+    if task is None:
+        return Problem("not-found", "There is no such delivery.")
     latest = await tx.connection.scalar(sa.select(deliveries.c.state).where(deliveries.c.id == task["delivery_id"]))
     if latest not in TERMINAL_STATES:
         return Problem("conflict", "A later delivery of this task is still under way.")
@@ -108,6 +110,10 @@ async def _to_subscription(tx: Transaction, row: sa.RowMapping) -> Problem | Red
         return Problem("conflict", "The subscription was deleted.")
     if row["kind"] != DeliveryKind.MESSAGE:
         return Problem("conflict", "A ping is not sent again; ask for a new one.")
+    # It stays, with its bytes, until this transaction ends.
+    event = sa.select(events.c.id).where(events.c.id == row["source_id"]).with_for_update(read=True, key_share=True)
+    if await tx.connection.scalar(event) is None:
+        return Problem("not-found", "There is no such delivery.")
     if await _is_under_way(tx, row):
         return Problem("conflict", "A later delivery of this message is still under way.")
     ordered = row["seq"] is not None

@@ -25,7 +25,7 @@ from dispatcher.errors import StoreUnavailable
 from dispatcher.store import accounts as account_store
 from dispatcher.store import sealing
 from dispatcher.store.database import BUSY_TIMEOUT_MS, Database, now_ms
-from dispatcher.store.tables import accounts, installation, tasks, tokens
+from dispatcher.store.tables import accounts, installation, outbox_keys, tasks, tokens
 from subscriptions import store as subscription_store
 from subscriptions.keyring import NOTICED_WITHIN, SEALED_KID, Keyring, KeyringError, Place, kid_bytes
 from subscriptions.schema import secrets, subscriptions
@@ -77,6 +77,11 @@ SEALED = (
         table=accounts,
         columns=("default_secret",),
         place=lambda row, column: sealing.place(row["id"], column, row["id"], table="accounts"),
+    ),
+    SealedTable(
+        table=outbox_keys,
+        columns=("private_key",),
+        place=lambda row, _column: sealing.outbox_key_place(row["id"]),
     ),
     SealedTable(
         table=subscriptions,

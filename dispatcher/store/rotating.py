@@ -89,6 +89,7 @@ async def _end_secrets(tx: Transaction, limit: int) -> int:
         .where(is_ending, secrets.c.notice_at <= tx.now)
         .order_by(secrets.c.notice_at)
         .limit(limit)
+        .with_for_update(of=secrets, skip_locked=True)
     )
     ending = found.mappings().all()
     for row in ending:

@@ -26,6 +26,11 @@ def place(account: str, column: str, row: str, *, table: str = "tasks") -> Place
     return Place(purpose=column, account=account, table=table, column=column, row=row)
 
 
+def outbox_key_place(row: str) -> Place:
+    """Where the private half of one of the outbox's key pairs lives."""
+    return place("", "private_key", row, table="outbox_keys")
+
+
 def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id: str) -> dict[str, Any]:
     """The columns of `tasks` that hold a callback."""
 

@@ -84,8 +84,14 @@ async def last_batch(database: Database, session: str) -> str | None:
 
 
 async def end_late_sessions(connection: AsyncConnection, now: int, *, but: str) -> int:
-    """End sessions whose heartbeat is overdue, but not our own. Answers how many."""
-    ended = await connection.execute(sa.delete(sessions).where(sessions.c.expires_at <= now, sessions.c.id != but))
+    """End sessions whose heartbeat is overdue, but not our own. Answers how many.
+
+    Each transaction of a process holds its session's row (`mark_batch`), and may outlive it by a while: whoever waited
+    for that would answer nobody until then. What it holds is not free yet either.
+    """
+    late = sa.select(sessions.c.id).where(sessions.c.expires_at <= now, sessions.c.id != but)
+    free = late.with_for_update(skip_locked=True)
+    ended = await connection.execute(sa.delete(sessions).where(sessions.c.id.in_(free)))
     return ended.rowcount
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
+
+import structlog
 
 from dispatcher.errors import LeaseLost, StoreUnavailable
 from dispatcher.store import (
@@ -20,6 +24,8 @@ from dispatcher.store import (
     intake,
     leasing,
     ledger,
+    outbox,
+    partitions,
     publishing,
     redelivering,
     rotating,
@@ -57,6 +63,8 @@ from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Draft, Movement, Subscription, ValidKey
 from subscriptions.secrets import SigningKey
 
+log = structlog.get_logger(__name__)
+
 T = TypeVar("T")
 
 #: times that events are planned before their publisher is told to come back
@@ -70,13 +78,25 @@ class Store:
     """
 
     def __init__(
-        self, database: Database, keyring: Keyring, committer: Committer, *, session_ttl: float, role: str
+        self,
+        database: Database,
+        keyring: Keyring,
+        committer: Committer,
+        *,
+        session_ttl: float,
+        alone: bool,
+        role: str,
     ) -> None:
         self.database = database
         self.keyring = keyring
         self._committer = committer
         self._session_ttl = session_ttl
+        self._alone = alone
         self._role = role
+        #: monotonic time of the last heartbeat
+        self._beat_at = time.monotonic()
+        #: monotonic time until which nobody is taken for dead: they may have been cut off as we were
+        self._lenient_until = -math.inf
         self._endpoints = Endpoints(keyring)
         self._rosters = Rosters()
         self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -89,16 +109,30 @@ class Store:
         session = await sessions.open_session(database, ttl=session_ttl, alone=alone, role=role)
         committer = Committer(database, session=session)
         committer.start()
-        return cls(database, keyring, committer, session_ttl=session_ttl, role=role)
+        return cls(database, keyring, committer, session_ttl=session_ttl, alone=alone, role=role)
 
     async def close(self) -> None:
         """Commit what has gathered, and end the session."""
         await self._committer.stop()
-        await sessions.close_session(self.database, self._committer.session)
+        try:
+            await sessions.close_session(self.database, self._committer.session)
+        except StoreUnavailable as exc:
+            # It ends by itself, and its leases with it.
+            log.warning("session_left", reason=str(exc))
+
+    def now(self) -> float:
+        """The database's clock, seconds since the epoch: what moments in the database can be compared with."""
+        return self._committer.clock.now()
 
     async def heartbeat(self) -> bool:
         """Keep this process's leases alive. False when the session is over."""
-        return await sessions.heartbeat(self.database, self._committer.session, ttl=self._session_ttl)
+        lives = await sessions.heartbeat(self.database, self._committer.session, ttl=self._session_ttl)
+        now = time.monotonic()
+        if now - self._beat_at > self._session_ttl / 2:
+            # The database was away, perhaps for all of us: the others have their time to come back.
+            self._lenient_until = now + self._session_ttl
+        self._beat_at = now
+        return lives
 
     async def renew_session(self) -> None:
         """Begin a new session after the old one was over. What was leased under the old one is lost to us."""
@@ -179,7 +213,7 @@ class Store:
 
     async def lease(self, lanes: Sequence[LaneClaim]) -> LeasedBatch:
         """Lease due deliveries, lane by lane."""
-        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints)
+        claims = leasing.Claims(lanes=lanes, keyring=self.keyring, endpoints=self._endpoints, shared=not self._alone)
         return await self._committer.write(
             leasing.lease, claims, weight=sum(claim.limit for claim in lanes), patient=True
         )
@@ -271,9 +305,7 @@ class Store:
                 return result
             stale = result.accounts if isinstance(result, publishing.Outdated) else result.stale
             try:
-                for account in stale:
-                    async with self.database.read() as connection:
-                        self._rosters.remember(await self._rosters.read(connection, account))
+                await self._read_rosters(stale)
             except StoreUnavailable:
                 # What is on disk is not denied: the next event reads them anew.
                 if not isinstance(result, publishing.Accepted):
@@ -282,6 +314,11 @@ class Store:
                 return result
             request = replace(request, publications=await self._planned_anew(request))
         raise StoreUnavailable("an account's subscriptions change faster than an event can be planned for them")
+
+    async def _read_rosters(self, accounts: Iterable[str]) -> None:
+        for account in accounts:
+            async with self.database.read() as connection:
+                self._rosters.remember(await self._rosters.read(connection, account))
 
     async def _planned_anew(self, request: publishing.Request) -> list[publishing.Publication]:
         now = time.time_ns() // 1_000_000
@@ -418,11 +455,27 @@ class Store:
         """Tell accounts what happened to their subscriptions, by events from this source (CloudEvents)."""
         return await self._committer.write(telling.tell, source, patient=True)
 
+    # The outbox
+
+    async def outbox_waiting(self, *, after: str, max_body: int) -> outbox.Waiting:
+        """The rows of the outbox that are next, of accounts beyond `after`."""
+        return await outbox.waiting(self.database, self.keyring, after=after, max_body=max_body)
+
+    async def take_outbox(self, batch: outbox.Batch) -> outbox.Taken:
+        """Store what rows of the outbox came to, and delete them; those that others were at stay for the next step."""
+        taken = await self._committer.write(outbox.take, batch, weight=outbox.weight(batch), patient=True)
+        if taken.stale:
+            # What is on disk is not denied: where they cannot be read now, the next event reads them.
+            with contextlib.suppress(StoreUnavailable):
+                await self._read_rosters(taken.stale)
+        return taken
+
     # Upkeep: each returns how many rows it handled
 
     async def reap(self) -> int:
         """Free the leases of dead sessions and of late remote processors."""
-        return await self._committer.write(upkeep.reap, None, patient=True)
+        is_lenient = time.monotonic() < self._lenient_until
+        return await self._committer.write(upkeep.reap, is_lenient, patient=True)
 
     async def end_windows(self) -> int:
         """Expire what waits for a callback whose window is over."""
@@ -439,6 +492,10 @@ class Store:
     async def delete_old(self, age: float) -> int:
         """Delete what ended more than `age` seconds ago, one batch."""
         return await self._committer.write(upkeep.delete_old, round(age * 1000), weight=upkeep.BATCH, patient=True)
+
+    async def keep_partitions(self, age: float) -> int:
+        """Make the partitions of the days to come, and drop those that ended more than `age` seconds ago."""
+        return await partitions.keep(self.database, round(age * 1000))
 
     async def forget_answers(self) -> int:
         """Delete old idempotency answers, one batch."""

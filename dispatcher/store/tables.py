@@ -16,6 +16,20 @@ from subscriptions.schema import Id, Instant, Sealed, metadata, secrets, subscri
 
 __all__ = ["secrets", "subscriptions"]  # these stand beside ours in every statement
 
+# How PostgreSQL stores a table, where its own way is not the best. No update of a queue's row can be a HOT one, which
+# leaves the indexes alone: the state stands in their conditions. So there the dead are to be cleared away soon. By
+# default that is when a fifth of a table is dead, and tables that keep weeks of what is over are large: whoever looks
+# for what is due would step over millions of them in the indexes.
+#: a queue
+_QUEUE = {
+    "autovacuum_vacuum_scale_factor": 0.01,
+    "autovacuum_vacuum_threshold": 1000,
+    "autovacuum_analyze_scale_factor": 0.02,
+}
+#: Few rows, each changed with every commit and in no column that is indexed. With room beside it, a row's next version
+#: stands in its page (HOT), and whoever comes by next clears the last one away.
+_COUNTERS = {"fillfactor": 20}
+
 #: One row: which installation this database belongs to, and a canary that only its keyring opens.
 installation = sa.Table(
     "installation",
@@ -82,6 +96,20 @@ sessions = sa.Table(
     sa.Column("heartbeat_at", Instant),
     #: the last batch this process committed, to be looked up when a COMMIT got no answer
     sa.Column("last_batch", Id),
+    postgresql_with=_COUNTERS,
+)
+
+#: The paces of subscriptions that have a rate limit, where several processes keep them (`dispatcher.pace`).
+paces = sa.Table(
+    "paces",
+    metadata,
+    sa.Column("subscription_id", Id, primary_key=True),
+    #: the session that holds it
+    sa.Column("session", Id, nullable=False),
+    #: the last place that was given out, milliseconds since the epoch and parts of them
+    sa.Column("until", sa.Float, nullable=False),
+    # It changes often, and no index looks at what changes: room for that on its page.
+    postgresql_with={"fillfactor": 50},
 )
 
 tasks = sa.Table(
@@ -120,6 +148,7 @@ tasks = sa.Table(
     sa.Column("window_end", Instant),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("finished_at", Instant),
+    postgresql_with=_QUEUE,
 )
 sa.Index("ix_tasks_account_id", tasks.c.account, tasks.c.id)
 
@@ -189,6 +218,9 @@ fan_out_targets = sa.Table(
     sa.Column("ids", sa.LargeBinary, nullable=False),
 )
 
+#: characters of a lane's name
+LONGEST_LANE = 370
+
 #: The queue. Kept narrow: what is only needed to send or to show stands in `tasks`, `events` and `bodies`.
 deliveries = sa.Table(
     "deliveries",
@@ -203,7 +235,7 @@ deliveries = sa.Table(
     sa.Column("kind", text(9), nullable=False, server_default="message"),
     sa.Column("wire_id", Id, nullable=False),
     sa.Column("redelivery_of", Id),
-    sa.Column("lane", text(370), nullable=False),
+    sa.Column("lane", text(LONGEST_LANE), nullable=False),
     sa.Column("state", text(10), nullable=False),
     sa.Column("mark", text(10)),
     sa.Column("reason", text(20)),
@@ -231,6 +263,7 @@ deliveries = sa.Table(
     sa.Column("hold_until", Instant),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("finished_at", Instant),
+    postgresql_with=_QUEUE,
 )
 sa.Index("ix_deliveries_account_id", deliveries.c.account, deliveries.c.id)
 sa.Index("ix_deliveries_source_id", deliveries.c.source_id, deliveries.c.subscription_id)
@@ -269,6 +302,7 @@ _partial_index("ix_deliveries_hold_until", deliveries.c.hold_until, where=is_hel
 _partial_index("ix_deliveries_live", deliveries.c.state, deliveries.c.account, where=is_live)
 
 #: Payloads (under their task's or event's id) and exact bodies to send (a task's under its first delivery's id).
+#: These and the attempts are most of what is stored. On PostgreSQL they stand in partitions by time (`partitions`).
 bodies = sa.Table(
     "bodies",
     metadata,
@@ -279,6 +313,7 @@ bodies = sa.Table(
     sa.Column("event_id", Id),
     #: further headers that belong to this body, such as CloudEvents attributes: [[name, value], …]
     sa.Column("headers", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (id)",
 )
 
 _partial_index("ix_bodies_event_id", bodies.c.event_id, where=bodies.c.event_id.is_not(None))
@@ -299,6 +334,7 @@ attempts = sa.Table(
     sa.Column("response_headers", sa.JSON(none_as_null=True)),
     sa.Column("response_body", sa.Text),
     sa.Column("timing", sa.JSON(none_as_null=True)),
+    postgresql_partition_by="RANGE (delivery_id)",
 )
 
 #: Answers given under an Idempotency-Key.
@@ -325,6 +361,7 @@ ledger = sa.Table(
     #: `accepted`, or a terminal state
     sa.Column("state", text(10), primary_key=True),
     sa.Column("count", sa.BigInteger, nullable=False),
+    postgresql_with=_COUNTERS,
 )
 
 #: What an account's operational endpoint is to be told of its subscriptions, gathered for a minute.
@@ -367,3 +404,41 @@ redeliveries = sa.Table(
 is_running = _in_state(redeliveries.c.state, "running")
 _partial_index("ix_redeliveries_running", redeliveries.c.seen, redeliveries.c.id, where=is_running)
 sa.Index("ix_redeliveries_account_id", redeliveries.c.account, redeliveries.c.id)
+
+#: What other services ask for by their own transactions (PostgreSQL only): they insert, workers take. See
+#: `dispatcher.parcels` for what the parts hold.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    #: counts insertions: what was committed before another was inserted has the lower number
+    sa.Column("seq", sa.BigInteger, sa.Identity(always=True), nullable=False),
+    sa.Column("account", text(64), nullable=False),
+    #: `task` or `event`
+    sa.Column("kind", text(5), nullable=False),
+    #: the request, without its payload and what is sealed: a JSON object
+    sa.Column("fields", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    #: a task's callback URL, secret and headers, under a key of `outbox_keys`
+    sa.Column("sealed", sa.LargeBinary),
+    sa.Column("idempotency_key", text(255)),
+    sa.Column("traceparent", text(55)),
+    sa.Column("created_at", Instant, nullable=False),
+    #: when it was refused, and why, as a problem (RFC 9457); it stays until an operator decides
+    sa.Column("refused_at", Instant),
+    sa.Column("problem", sa.JSON(none_as_null=True)),
+)
+#: A row of the outbox waits to be taken.
+is_untaken = outbox.c.refused_at.is_(None)
+_partial_index("ix_outbox_untaken", outbox.c.account, outbox.c.seq, where=is_untaken)
+_partial_index("ix_outbox_refused", outbox.c.id, where=outbox.c.refused_at.is_not(None))
+
+#: Key pairs to which the outbox's rows are sealed; the newest is in use. Whoever publishes reads the public half.
+outbox_keys = sa.Table(
+    "outbox_keys",
+    metadata,
+    sa.Column("id", Id, primary_key=True),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("private_key", Sealed, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+)

@@ -46,13 +46,9 @@ async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> None:
         # Whoever names an endpoint later is told at once of what happens then.
         await notices.forget(tx, row)
         return
-    about = await tx.connection.execute(
-        sa.select(subscriptions.c.name, subscriptions.c.origin).where(subscriptions.c.id == row["subscription_id"])
-    )
-    name, origin = about.one_or_none() or ("", "")
     payload = {
         "type": row["type"],
-        "subscription": {"id": row["subscription_id"], "name": name, "host": origin.partition("://")[2]},
+        **await _subject(tx, row["subscription_id"]),
         "count": row["count"],
         "first_at": rfc3339(row["first_at"]),
         "last_at": rfc3339(row["last_at"]),
@@ -60,6 +56,17 @@ async def _tell_one(tx: Transaction, row: sa.RowMapping, source: str) -> None:
     }
     body = msgspec.json.encode(payload)
     await send_own(tx, listener, row["type"], body, kind=DeliveryKind.MESSAGE, source=source)
+
+
+async def _subject(tx: Transaction, subscription_id: str) -> dict[str, object]:
+    """The subscription that something is told of, if it is one."""
+    if subscription_id == notices.NO_SUBSCRIPTION:
+        return {}
+    about = await tx.connection.execute(
+        sa.select(subscriptions.c.name, subscriptions.c.origin).where(subscriptions.c.id == subscription_id)
+    )
+    name, origin = about.one_or_none() or ("", "")
+    return {"subscription": {"id": subscription_id, "name": name, "host": origin.partition("://")[2]}}
 
 
 async def _listener(tx: Transaction, account: str) -> sa.RowMapping | None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
-from dispatcher.store import settling, work
+from dispatcher.store import partitions, settling, work
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
@@ -20,6 +20,7 @@ from dispatcher.store.tables import (
     events,
     idempotency,
     is_live,
+    paces,
     redeliveries,
     subscriptions,
     tasks,
@@ -32,12 +33,16 @@ BATCH = 200
 PART = 1_000
 
 
-async def reap(tx: Transaction, items: Sequence[None]) -> list[int]:
-    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were."""
-    # Whoever died may also have known of work in memory that hangs on no lease.
-    tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
+async def reap(tx: Transaction, lenient: Sequence[bool]) -> list[int]:
+    """Free the leases of dead sessions and of late remote processors, one batch. Answers how many there were.
+
+    Who is lenient ends no session itself.
+    """
+    if not all(lenient):
+        # Whoever died may also have known of work in memory that hangs on no lease.
+        tx.news.more |= bool(await end_late_sessions(tx.connection, tx.now, but=tx.session))
     freed = await work.reap(tx, BATCH) + await settling.reap(tx, BATCH)
-    return [freed, *(0 for _ in items[1:])]
+    return [freed, *(0 for _ in lenient[1:])]
 
 
 async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
@@ -46,6 +51,8 @@ async def end_windows(tx: Transaction, items: Sequence[None]) -> list[int]:
         sa.select(tasks.c.id, tasks.c.state)
         .where(tasks.c.callback_url.is_not(None), tasks.c.window_end <= tx.now)
         .limit(BATCH)
+        # Whoever has it just now may be finishing it.
+        .with_for_update(skip_locked=True)
     )
     over = rows.all()
     unfinished = [row.id for row in over if row.state in {TaskState.QUEUED, TaskState.PROCESSING}]
@@ -68,7 +75,8 @@ async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
     """Delete what ended longer ago than an age, with all that belongs to it. Answers how many.
 
     A task or an event stays while one of its deliveries can still move, and while an idempotency key may answer
-    with it. Of a deleted subscription the row stays while a delivery names it.
+    with it. Of a deleted subscription the row stays while a delivery names it. Bodies and attempts that stand in
+    partitions go with those (`partitions.keep`).
     """
     return [await _delete_old(tx, max(age, KEPT_MS)) for age in ages_ms]
 
@@ -89,22 +97,32 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
             .where(table.c.id < id_floor(cutoff), table.c.finished_at < cutoff, ~live, ~recent)
             .order_by(table.c.id)
             .limit(BATCH)
+            .with_for_update(of=table, skip_locked=True)
         )
     )
+    # Now that nobody can send one again, what was sent again before is seen, too.
+    kept = await tx.connection.scalars(
+        sa.select(deliveries.c.source_id).where(
+            deliveries.c.source_id.in_(ids), sa.or_(is_live, deliveries.c.finished_at >= cutoff)
+        )
+    )
+    ids = sorted(set(ids) - set(kept))
     if not ids:
         return 0
     # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.
     theirs = list(
         await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART))
     )
-    await tx.connection.execute(sa.delete(attempts).where(attempts.c.delivery_id.in_(theirs)))
-    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(theirs)))
+    dialect = tx.connection.dialect.name
+    tries, content = partitions.rest(attempts, dialect), partitions.rest(bodies, dialect)
+    await tx.connection.execute(sa.delete(tries).where(tries.c.delivery_id.in_(theirs)))
+    await tx.connection.execute(sa.delete(content).where(content.c.id.in_(theirs)))
     await tx.connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(theirs)))
     if len(theirs) == PART:
         return PART
-    await tx.connection.execute(sa.delete(bodies).where(bodies.c.id.in_(ids)))
+    await tx.connection.execute(sa.delete(content).where(content.c.id.in_(ids)))
     if table is events:
-        await tx.connection.execute(sa.delete(bodies).where(bodies.c.event_id.in_(ids)))
+        await tx.connection.execute(sa.delete(content).where(content.c.event_id.in_(ids)))
     await tx.connection.execute(sa.delete(table).where(table.c.id.in_(ids)))
     return len(ids)
 
@@ -118,6 +136,7 @@ async def _delete_subscriptions(tx: Transaction, cutoff: int) -> int:
             .limit(BATCH)
         )
     )
+    await tx.connection.execute(sa.delete(paces).where(paces.c.subscription_id.in_(ids)))
     await tx.connection.execute(sa.delete(subscriptions).where(subscriptions.c.id.in_(ids)))
     return len(ids)
 

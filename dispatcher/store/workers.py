@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from dispatcher.store.database import Database, now_ms
-from dispatcher.store.tables import deliveries, is_live, is_processing, sessions, tasks
+from dispatcher.store.tables import deliveries, is_live, is_processing, paces, sessions, tasks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +32,16 @@ class Worker:
     deliveries: int
     #: tasks that it is working on
     tasks: int
+    #: subscriptions whose rate limit it is keeping for all
+    paces: int
 
 
 async def list_workers(database: Database) -> list[Worker]:
     """Every process that has a session, the oldest first."""
-    # Both counts are of what is leased at this moment, whatever waits.
+    # These count what is held at this moment, whatever waits.
     leased = _count(deliveries, sa.and_(is_live, deliveries.c.state == "leased"))
     processing = _count(tasks, is_processing)
+    keeping = _count(paces, paces.c.until > now_ms())
     query = (
         sa.select(
             sessions.c.id,
@@ -51,11 +54,12 @@ async def list_workers(database: Database) -> list[Worker]:
             (sessions.c.expires_at <= now_ms()).label("overdue"),
             sa.func.coalesce(leased.c.number, 0).label("deliveries"),
             sa.func.coalesce(processing.c.number, 0).label("tasks"),
+            sa.func.coalesce(keeping.c.number, 0).label("paces"),
         )
         .select_from(
-            sessions.outerjoin(leased, leased.c.session == sessions.c.id).outerjoin(
-                processing, processing.c.session == sessions.c.id
-            )
+            sessions.outerjoin(leased, leased.c.session == sessions.c.id)
+            .outerjoin(processing, processing.c.session == sessions.c.id)
+            .outerjoin(keeping, keeping.c.session == sessions.c.id)
         )
         .order_by(sessions.c.id)
     )
@@ -73,6 +77,7 @@ async def list_workers(database: Database) -> list[Worker]:
             overdue=bool(row.overdue),
             deliveries=row.deliveries,
             tasks=row.tasks,
+            paces=row.paces,
         )
         for row in rows
     ]

@@ -25,10 +25,12 @@ from standardwebhooks import WebhookVerificationError
 from dispatcher import retry
 from dispatcher.api import shapes
 from dispatcher.api.shapes.subscriptions import RECENT
+from dispatcher.cli.outbox import app as outbox_commands
 from dispatcher.config import Settings
 from dispatcher.delivery import governor
 from dispatcher.errors import PROBLEMS
 from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, EventState, Mark, Outcome, TaskState
+from dispatcher.outbox import EventOptions, TaskOptions
 from dispatcher.store import (
     changes,
     committer,
@@ -321,6 +323,17 @@ def test_the_guide_lists_every_reason_and_operational_event() -> None:
 
     assert set(table(text, "reason")) == set(DisabledReason)
     assert set(table(text, "event")) == set(NoticeType)
+
+
+def test_the_outbox_page_names_every_option_and_command() -> None:
+    calls = table(page("outbox"), "call")
+    options = {name.partition("(")[0]: set(re.findall(r"`(\w+)`", cells[1])) for name, cells in calls.items()}
+    assert options == {
+        "publish_event": set(EventOptions.__annotations__),
+        "submit_task": set(TaskOptions.__annotations__),
+    }
+    commands = {words.split()[2] for words in table(page("outbox"), "command")}
+    assert commands == {command.name for command in outbox_commands.registered_commands}
 
 
 def test_numbers_in_the_docs_are_those_of_the_code() -> None:

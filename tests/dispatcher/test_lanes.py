@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
 from dispatcher.bodies import Body
 from dispatcher.delivery.lanes import (
@@ -17,13 +18,13 @@ from dispatcher.delivery.lanes import (
     FIRST_WIDTH,
     LARGEST_QUEUE,
     LAST_QUIET,
-    PACED_AHEAD,
     PROBE_WIDTH,
     Lane,
     Lanes,
     Turn,
 )
 from dispatcher.models import DeliveryKind, Outcome
+from dispatcher.pace import AHEAD as PACED_AHEAD
 from dispatcher.store.records import Endpoint, LeasedDelivery
 from subscriptions.secrets import Secret
 
@@ -36,6 +37,7 @@ def leased(
     """A delivery in a lane."""
     number = f"{next(_numbers):032x}"
     return LeasedDelivery(
+        session="of-ours",
         id=number,
         wire_id=number,
         account=lane.split(maxsplit=1)[0],
@@ -387,6 +389,28 @@ class TestPace:
         assert lane.opens_at == 10.0 - PACED_AHEAD
         assert lane.room(10.0 - PACED_AHEAD - 0.01) == 0
         assert lane.room(10.0 - PACED_AHEAD) == 1
+
+    def test_what_has_a_place_waits_for_it(self) -> None:
+        lanes = lanes_with()
+        for place in (1.0, 1.5):
+            lane = lanes.put(replace(leased("a x", rate=10.0), not_before=place), 0.0)
+        assert lanes.take(1.0 - EARLY - 0.001) is None
+        lanes.refresh(lane, 1.0)
+        assert lanes.take(1.0) is not None
+        # the pace alone would let it go at 1.1
+        assert lane.next_send == 1.5
+        # late as it is, the next one keeps the distance
+        lanes.refresh(lane, 3.0)
+        assert lanes.take(3.0) is not None
+        assert lane.next_send == 3.1
+
+    def test_without_places_for_more_it_keeps_what_it_has(self) -> None:
+        lanes = lanes_with()
+        lane = lanes.put(replace(leased("a x", rate=10.0), not_before=0.5), 0.0)
+        lane.closed_until = 2.0
+        assert lane.room(1.9) == 0
+        assert lanes.trim(lane, 0.0) == []
+        assert lane.room(2.0) > 0
 
     def test_a_ping_has_no_pace(self) -> None:
         lanes = lanes_with()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,16 +15,17 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from dispatcher.errors import ConfigError
+from dispatcher.errors import ConfigError, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.installation import open_installation
 from dispatcher.models import DeliveryState
-from dispatcher.store import migrations, queries, sealing
+from dispatcher.store import migrations, partitions, queries, sealing
 from dispatcher.store.database import Database
 from dispatcher.store.migrations import steps
-from dispatcher.store.tables import accounts
+from dispatcher.store.tables import accounts, attempts, bodies
 from subscriptions.keyring import Keyring
 from subscriptions.schema import metadata
 from subscriptions.secrets import Secret
@@ -55,7 +59,7 @@ async def empty(bare_home: Home) -> AsyncIterator[Database]:
 async def test_migrated_is_declared(empty: Database) -> None:
     def compare(connection: sa.Connection) -> None:
         migrations.upgrade(connection)
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": steps.is_declared})
         assert compare_metadata(context, metadata) == []
         indexes = {index["name"] for table in metadata.tables for index in sa.inspect(connection).get_indexes(table)}
         assert indexes == {index.name for table in metadata.tables.values() for index in table.indexes}
@@ -71,7 +75,10 @@ def test_the_last_step_is_the_one_that_is_taken_for_it() -> None:
 async def index_definitions(connection: AsyncConnection) -> dict[str, str]:
     """Each index as the database says it; those of primary keys are not among them."""
     if connection.dialect.name == "postgresql":
-        query = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname LIKE 'ix%'"
+        query = (
+            "SELECT relname, pg_get_indexdef(oid) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relname LIKE 'ix%' AND NOT relispartition"
+        )
     else:
         query = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql <> ''"
     return {name: " ".join(text.replace('"', "").split()) for name, text in await connection.execute(sa.text(query))}
@@ -96,6 +103,42 @@ async def test_migrated_indexes_are_those_that_are_declared(empty: Database) -> 
         await connection.run_sync(metadata.drop_all)
         await connection.run_sync(metadata.create_all)
         assert migrated == await index_definitions(connection)
+
+
+async def definitions(connection: AsyncConnection) -> set[tuple[Any, ...]]:
+    """Everything that a database says of its tables, but for indexes and partitions: types, collations, defaults, what
+    may be none, constraints, how it is partitioned, and how it is stored.
+    """
+    if connection.dialect.name == "sqlite":
+        query = (
+            'SELECT sqlite_master.name, field.name, field.type, "notnull", dflt_value, pk'
+            " FROM sqlite_master, pragma_table_info(sqlite_master.name) AS field WHERE sqlite_master.type = 'table'"
+        )
+    else:
+        query = (
+            "WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+            " AND relkind IN ('r', 'p') AND NOT relispartition)"
+            " SELECT relname, attname, concat_ws(' ', format_type(atttypid, atttypmod), attcollation::regcollation,"
+            " attnotnull, pg_get_expr(adbin, adrelid)) FROM ours JOIN pg_attribute ON attrelid = ours.oid"
+            " LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attnum > 0 AND NOT attisdropped"
+            " UNION ALL SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid)"
+            " FROM ours JOIN pg_constraint ON conrelid = ours.oid"
+            " UNION ALL SELECT relname, relkind::text, concat_ws(' ', pg_get_partkeydef(oid), reloptions) FROM ours"
+        )
+    rows = await connection.execute(sa.text(query))
+    return {tuple(row) for row in rows if row[0] not in {"alembic_version", "sqlite_sequence"}}
+
+
+async def test_all_else_is_as_it_is_declared(empty: Database) -> None:
+    async with empty.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+        migrated = await definitions(connection)
+        await connection.run_sync(metadata.drop_all)
+        await connection.run_sync(metadata.create_all)
+        declared = await definitions(connection)
+    assert migrated - declared == set()
+    assert declared - migrated == set()
+    assert len(declared) > 100
 
 
 async def test_upgrading_twice_changes_nothing(empty: Database) -> None:
@@ -124,7 +167,8 @@ async def test_text_is_compared_byte_by_byte(empty: Database) -> None:
             others = await connection.execute(
                 sa.text(
                     "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class ON oid = attrelid"
-                    " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attcollation <> 0"
+                    " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+                    " AND attcollation <> 0"
                     " AND attcollation <> '\"C\"'::regcollation"
                 )
             )
@@ -142,57 +186,72 @@ async def test_a_newer_database_is_refused(bare_home: Home) -> None:
         await open_installation(home.settings)
 
 
-async def at_first_version(home: Home) -> None:
-    """A database as the first version left it: a task that was delivered, and one whose delivery waits."""
+def insert(connection: sa.Connection, table: str, **values: object) -> None:
+    """A row in the words of an earlier version, not by the tables of this one."""
+    names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+    connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({places})"), values)
+
+
+def fill_first(connection: sa.Connection, keyring: Keyring) -> None:
+    """What the first version left: a task that was delivered, and one whose delivery waits."""
+    canary = keyring.seal(b"this keyring opens this database", where=sealing.CANARY)
+    insert(connection, "installation", id=1, issuer=new_id(), canary=canary, created_at=1)
+    secret = sealing.seal_account_secret(keyring, Secret("of-the-account"), account=ACCOUNT)
+    insert(connection, "accounts", id=ACCOUNT, default_secret=secret, schemes='["websub"]', created_at=1)
+    for state, due_at, attempt in (("delivered", None, 1), ("pending", 1, 2)):
+        task, delivery = new_id(), new_id()
+        url = keyring.seal(URL, where=sealing.place(ACCOUNT, "callback_url", task))
+        ended = 2 if state == "delivered" else None
+        insert(
+            connection, "tasks", id=task, account=ACCOUNT, type="relay", state="succeeded", body_mode="raw",
+            delivery_id=delivery, attempt=0, failures=0, interruptions=0, callback_url=None if ended else url,
+            callback_origin=ORIGIN, callback_fingerprint="0" * 16, callback_token="jwt", created_at=1,
+            finished_at=1,
+        )  # fmt: skip
+        insert(
+            connection, "deliveries", id=delivery, account=ACCOUNT, task_id=task, wire_id=delivery, lane=LANE,
+            state=state, attempt=attempt, failures=attempt - 1, last_outcome="timeout", repeats=1, due_at=due_at,
+            body_id=delivery, created_at=1, finished_at=ended,
+        )  # fmt: skip
+        insert(
+            connection, "bodies", id=delivery, content=b'{"n":1}', content_type="application/json",
+            headers='[["X-A","b"]]',
+        )  # fmt: skip
+        insert(
+            connection, "attempts", delivery_id=delivery, number=1, outcome="timeout", started_at=1, duration_ms=2.5,
+            truncated=False,
+        )  # fmt: skip
+        insert(connection, "ledger", account=ACCOUNT, slot=0 if ended else 1, state="accepted", count=1)
+    insert(connection, "ledger", account=ACCOUNT, slot=0, state="delivered", count=1)
+
+
+#: what each version could leave that those before it could not
+FILL = {"0001": fill_first}
+
+
+async def at_version(home: Home, version: str) -> None:
+    """A database as a version left it, that came from the first one by and by."""
     home.data_dir.mkdir(mode=0o700)
     keyring = Keyring.create(home.data_dir / "keyring.json")
 
-    def fill(connection: sa.Connection) -> None:
+    def make(connection: sa.Connection) -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(migrations.__file__).parent))
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-
-        def insert(table: str, **values: object) -> None:
-            # in the words of that version, not by the tables of this one
-            names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-            connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({places})"), values)
-
-        canary = keyring.seal(b"this keyring opens this database", where=sealing.CANARY)
-        insert("installation", id=1, issuer=new_id(), canary=canary, created_at=1)
-        secret = sealing.seal_account_secret(keyring, Secret("of-the-account"), account=ACCOUNT)
-        insert("accounts", id=ACCOUNT, default_secret=secret, schemes='["websub"]', created_at=1)
-        for state, due_at, attempt in (("delivered", None, 1), ("pending", 1, 2)):
-            task, delivery = new_id(), new_id()
-            url = keyring.seal(URL, where=sealing.place(ACCOUNT, "callback_url", task))
-            ended = 2 if state == "delivered" else None
-            insert(
-                "tasks", id=task, account=ACCOUNT, type="relay", state="succeeded", body_mode="raw",
-                delivery_id=delivery, attempt=0, failures=0, interruptions=0, callback_url=None if ended else url,
-                callback_origin=ORIGIN, callback_fingerprint="0" * 16, callback_token="jwt", created_at=1,
-                finished_at=1,
-            )  # fmt: skip
-            insert(
-                "deliveries", id=delivery, account=ACCOUNT, task_id=task, wire_id=delivery, lane=LANE, state=state,
-                attempt=attempt, failures=attempt - 1, last_outcome="timeout", repeats=1, due_at=due_at,
-                body_id=delivery, created_at=1, finished_at=ended,
-            )  # fmt: skip
-            insert("bodies", id=delivery, content=b'{"n":1}', content_type="application/json", headers='[["X-A","b"]]')
-            insert(
-                "attempts", delivery_id=delivery, number=1, outcome="timeout", started_at=1, duration_ms=2.5,
-                truncated=False,
-            )  # fmt: skip
-            insert("ledger", account=ACCOUNT, slot=0 if ended else 1, state="accepted", count=1)
-        insert("ledger", account=ACCOUNT, slot=0, state="delivered", count=1)
+        for step in reversed(steps.known()[steps.known().index(version) :]):
+            command.upgrade(config, step)
+            if step in FILL:
+                FILL[step](connection, keyring)
 
     database = Database(home.url)
     async with database.setup() as connection:
-        await connection.run_sync(fill)
+        await connection.run_sync(make)
     await database.close()
 
 
-async def test_a_database_of_the_first_version_goes_on(bare_home: Home) -> None:
-    await at_first_version(bare_home)
+@pytest.mark.parametrize("version", steps.known()[1:])
+async def test_a_database_of_an_earlier_version_goes_on(bare_home: Home, version: str) -> None:
+    await at_version(bare_home, version)
     async with open_store(bare_home) as store:
         account = await store.account(ACCOUNT)
         assert account.default_secret == Secret("of-the-account")
@@ -217,3 +276,46 @@ async def test_a_database_of_the_first_version_goes_on(bare_home: Home) -> None:
         assert await reconciled(store) == {"accepted": 3, "delivered": 3}
     async with open_store(bare_home) as store:
         assert await reconciled(store) == {"accepted": 3, "delivered": 3}
+
+
+# --- partitions -------------------------------------------------------------------------------------------
+
+
+async def test_what_there_is_becomes_the_first_partition(bare_postgres_url: str, tmp_path: Path) -> None:
+    """Its rows are looked through beforehand, while others write; whoever broke off there begins anew."""
+    home = Home(data_dir=tmp_path / "data", database_url=bare_postgres_url)
+    await at_version(home, steps.known()[steps.known().index("0006") + 1])
+    database, other = Database(home.url), Database(home.url)
+    step = importlib.import_module("dispatcher.store.migrations.versions.0006_storage")
+    write = sa.update(bodies).values(content_type=bodies.c.content_type)
+    async with other.write() as writing:
+        await writing.execute(write)
+        # A moment without others is all that it needs, and here it does not get that.
+        with pytest.raises(StoreUnavailable):
+            await migrations.prepare(database, lock_within=100)
+    async with database.setup() as connection:
+        await connection.run_sync(step.foresee, "bodies", check=False)
+    async with other.write() as writing:
+        await writing.execute(write)
+        await migrations.prepare(database)
+    before = await names_of_files(database, ("bodies", "attempts"))
+    async with database.setup() as connection:
+        await connection.run_sync(migrations.upgrade)
+    assert await names_of_files(database, ("bodies_first", "attempts_first")) == before, "nothing was copied"
+    async with database.read() as connection:
+        for table in (bodies, attempts):
+            [first] = await partitions.partitions(connection, table)
+            assert first.name == f"{table.name}_first"
+            days = (int(first.end, 16) >> 80) / 86_400_000 - time.time() / 86_400
+            assert 7 < days <= 8
+    assert await partitions.keep(database, 86_400_000) == 0
+    await other.close()
+    await database.close()
+
+
+async def names_of_files(database: Database, tables: tuple[str, ...]) -> list[int]:
+    async with database.read() as connection:
+        return [
+            await connection.scalar(sa.select(sa.func.pg_relation_filenode(sa.cast(table, postgresql.REGCLASS)))) or 0
+            for table in tables
+        ]

@@ -25,10 +25,10 @@ import sqlalchemy as sa
 from dispatcher import tokens
 from dispatcher.config import Settings
 from dispatcher.errors import StoreUnavailable
-from dispatcher.ids import new_id
+from dispatcher.ids import ACCOUNT_NAME, new_id
 from dispatcher.installation import Installation, open_installation
 from dispatcher.store import accounts as account_store
-from dispatcher.store import rekeying, sealing
+from dispatcher.store import outbox_keys, rekeying, sealing
 from dispatcher.store.database import Database
 from dispatcher.store.records import Callback
 from dispatcher.store.rekeying import Batch, SealedTable, Unopened
@@ -122,6 +122,7 @@ async def add_others(database: Database, keyring: Keyring) -> str:
     )
     async with database.write() as connection:
         await subscription_store.insert(connection, keyring, subscription)
+        await outbox_keys.ensure(connection, keyring)
     return subscription.id
 
 
@@ -130,6 +131,9 @@ async def all_open(database: Database, keyring: Keyring, ids: Sequence[str], sub
     async with database.read() as connection:
         rows = {row["id"]: row for row in (await connection.execute(sa.select(tasks))).mappings()}
         found = await subscription_store.find(connection, keyring, [subscription] if subscription else [])
+        pairs = await outbox_keys.opened(connection, keyring)
+        for key in await outbox_keys.stored(connection):
+            assert pairs.open(key.public.seal(b"a callback", b"its row"), b"its row") == b"a callback"
     for number, task_id in enumerate(ids):
         read = sealing.open_callback(keyring, rows[task_id], account=ACCOUNT, task_id=task_id)
         assert (read.url, read.secret, read.headers) == (
@@ -206,7 +210,14 @@ async def test_everything_goes_over_to_the_new_key(rotated: Rotated) -> None:
     assert summary.complete
     assert summary.passes == 2
     assert summary.kid == rotated.ring.kids[0]
-    assert +summary.resealed == {"installation": 1, "accounts": 1, "subscriptions": 2, "secrets": 2, "tasks": 150}
+    assert +summary.resealed == {
+        "installation": 1,
+        "accounts": 1,
+        "outbox_keys": 1,
+        "subscriptions": 2,
+        "secrets": 2,
+        "tasks": 150,
+    }
 
     counted = await rekeying.count_values(rotated.database, rotated.ring.kids)
     assert {table: +keys for table, keys in counted.items()} == {
@@ -426,7 +437,7 @@ async def test_who_rotated_and_retired_is_noted(tmp_path: Path) -> None:
         ("-", "me", "keyring.rotate", second),
         ("-", "you", "keyring.retire", first),
     ]
-    assert not tokens.ACCOUNT_NAME.match(rekeying.INSTALLATION)
+    assert not ACCOUNT_NAME.match(rekeying.INSTALLATION)
 
 
 # --- processes --------------------------------------------------------------------------------------------

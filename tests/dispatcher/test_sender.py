@@ -41,6 +41,7 @@ DELIVERY = LeasedDelivery(
     wire_id="0" * 31 + "1",
     account="acme",
     lane=f"acme {ORIGIN}",
+    session="of-ours",
     attempt=3,
     event="invoice.total",
     endpoint=Endpoint.of_callback(

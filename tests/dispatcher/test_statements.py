@@ -13,7 +13,18 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 from dispatcher.errors import StoreUnavailable
 from dispatcher.models import DeliveryState
-from dispatcher.store import deliveries, intake, leasing, ledger, making, publishing, sessions, settling, sqlite
+from dispatcher.store import (
+    deliveries,
+    intake,
+    lanewise,
+    leasing,
+    ledger,
+    making,
+    publishing,
+    sessions,
+    settling,
+    sqlite,
+)
 from dispatcher.store.database import Database, embedded_url
 from dispatcher.store.statements import MAX_ROWS, Statement, among, as_json, run
 
@@ -219,10 +230,10 @@ async def test_a_transaction_without_a_statement_is_none(database: Database) -> 
 def test_every_hot_statement_can_be_said_to_both_databases() -> None:
     """PostgreSQL's words are looked at here; that it takes them, its own tests say."""
     dialect = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
-    modules = (deliveries, intake, leasing, ledger, making, publishing, sessions, settling)
+    modules = (deliveries, intake, lanewise, leasing, ledger, making, publishing, sessions, settling)
     found = [one for module in modules for one in vars(module).values() if isinstance(one, Statement)]
     assert len(found) > 10
-    for statement in (*found, leasing._due(3), leasing._first_due(3)):
+    for statement in found:
         prepared = statement.prepared(dialect)
         assert "?" not in prepared.sql
         assert "json_each" not in prepared.sql

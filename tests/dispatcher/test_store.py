@@ -236,6 +236,28 @@ class TestInterruption:
             assert await other.reap() == 0
         assert await reconciled(store) == {"accepted": 1, "leased": 1}
 
+    async def test_who_was_cut_off_takes_nobody_for_dead_at_once(self, home: Home) -> None:
+        """Where the database was away for all, whoever is back first does not end the sessions of the others."""
+        async with (
+            open_store(home, session_ttl=0.5) as store,
+            open_store(home, alone=False, session_ttl=0.5) as other,
+        ):
+            await accept(store, new_task())
+            [leased] = await lease(store)
+            await asyncio.sleep(0.6)
+            assert await other.heartbeat()
+            assert await other.reap() == 0
+            assert await store.heartbeat()
+            assert (await settle(store, leased)).state is DeliveryState.DELIVERED
+
+    async def test_who_is_late_alone_is_taken_for_dead(self, home: Home) -> None:
+        async with open_store(home, session_ttl=0.5) as store, open_store(home, alone=False) as other:
+            await accept(store, new_task(handed_off=True))
+            await asyncio.sleep(0.6)
+            assert await other.heartbeat()
+            assert await other.reap() == 1
+            assert not await store.heartbeat()
+
     async def test_ten_in_a_row_end_it(self, store: Store) -> None:
         await accept(store, new_task())
         for attempt in range(1, POISON_AFTER + 1):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from dataclasses import replace as replace_
 from typing import Any, TypeVar
 
 import pytest
@@ -73,7 +74,7 @@ from tests.support.stores import (
 T = TypeVar("T")
 
 #: smaller than in production, so that each is reached
-LIMITS = store_model.Limits(at_once=8, held=6, poison_after=5, suspect_after=3, failures=3)
+LIMITS = store_model.Limits(at_once=8, held=6, poison_after=5, suspect_after=3, failures=3, unplaced_last=False)
 #: hours that a session lives without a heartbeat
 TTL = 2
 HOUR = 3600
@@ -221,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         place = self.place
         self.run = place.run
-        self.model = Model(limits=LIMITS)
+        self.model = Model(limits=replace_(LIMITS, unplaced_last=not place.home.is_embedded))
         self.names = itertools.count()
         #: leases that were ever taken: by whom, and what
         self.taken: list[tuple[Worker, LeasedDelivery]] = []
@@ -365,7 +366,6 @@ class Machine(RuleBasedStateMachine):
             sources = [Source(id=event.id, ordering_key=event.ordering_key) for event in events]
             self.model.publish(sources, lambda event, to: f"{event} {to}" in gone, worker.session)
             handed_off.update(result.handed_off)
-            assert result.unfinished == any(job.event in sources for job in self.model.fan_outs)
             if key is not None:
                 self.model.keys[key] = (body, result.answer, self.model.now)
             return None
@@ -978,7 +978,7 @@ FEW = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=9,
+    max_examples=6,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
     # To shrink a failure takes minutes, and to explain it would trace every line.

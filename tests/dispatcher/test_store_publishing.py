@@ -18,6 +18,7 @@ from dispatcher.store.records import IdempotencyKey, NewEvent, Replayed
 from dispatcher.store.redelivering import Bulk, Criteria
 from dispatcher.store.tables import bodies, events, fan_outs, redeliveries, subscriptions
 from subscriptions.models import Ordering
+from tests.support.patience import PATIENCE
 from tests.support.stores import (
     ACCOUNT,
     Home,
@@ -80,7 +81,11 @@ class TestPlans:
         assert not news
         assert row["wire_id"] == row["id"]
 
-    async def test_a_subscription_that_came_meanwhile_gets_it(self, store: Store) -> None:
+    async def test_a_subscription_that_came_meanwhile_gets_it(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # However slow this machine is just now, it is asked within the commit.
+        monkeypatch.setattr(publishing, "CHANGED_WITHIN", PATIENCE)
         one = await subscribe(store, "one")
         event = new_event()
         plan = await planned(await store.roster(ACCOUNT), event, hand_off=True)

@@ -129,6 +129,8 @@ def test_while_the_database_is_away(start_server: Start, receiver: Receiver, clu
         until(lambda: post(client, receiver, 3).status_code == 202)
         receiver.wait_for(2)
         until(lambda: reconciled(client, accepted=2, delivered=2))
+        cluster.stop()
+        assert server.stop() == 0, "it stops in good order all the same; its session ends by itself"
     assert {request.target for request in receiver.received} == {"/cb/1", "/cb/3"}
 
 

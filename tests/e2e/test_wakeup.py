@@ -5,6 +5,7 @@ Their looks for work that nobody told them of come once an hour (`unhurried_laun
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 
@@ -186,21 +188,38 @@ def test_it_is_not_missed_for_a_moment(client: httpx.Client, cluster: postgres.C
 
 
 @pytest.fixture
-def side_by_side(
-    start_server: Callable[..., Server], cluster: postgres.Cluster, tmp_path: Path
-) -> Iterator[Callable[..., Server]]:
-    """Starts servers on a database of their own."""
+def own_database(cluster: postgres.Cluster) -> Iterator[str]:
+    """The URL of a database for one test."""
     name = cluster.take()
-    url = cluster.url(name)
+    yield cluster.url(name)
+    cluster.drop(name)
+
+
+@pytest.fixture
+def side_by_side(start_server: Callable[..., Server], own_database: str, tmp_path: Path) -> Callable[..., Server]:
+    """Starts servers on one database."""
 
     def start(name: str, **settings: str) -> Server:
         first = next(tmp_path.glob("*/keyring.json"), None)
         if first is not None:
             shutil.copytree(first.parent, tmp_path / name)
-        return start_server(name, settings=FAST | settings, launcher=LAUNCHER, database_url=url)
+        return start_server(name, settings=FAST | settings, launcher=LAUNCHER, database_url=own_database)
 
-    yield start
-    cluster.drop(name)
+    return start
+
+
+@pytest.fixture
+def holder(own_database: str) -> Callable[[], int]:
+    """Asks for the process that holds the pace."""
+
+    async def ask() -> int:
+        connection = await asyncpg.connect(own_database)
+        try:
+            return int(await connection.fetchval("SELECT pid FROM sessions JOIN paces ON paces.session = sessions.id"))
+        finally:
+            await connection.close()
+
+    return lambda: asyncio.run(ask())
 
 
 def test_what_one_has_no_room_for_another_delivers(side_by_side: Callable[..., Server]) -> None:
@@ -244,3 +263,56 @@ def test_what_one_leaves_behind_when_it_stops_another_delivers(side_by_side: Cal
         one.wait()
     bodies = [request.body for request in receiver.received]
     assert list(dict.fromkeys(bodies)) == [b'{"n":%d}' % number for number in range(60)]
+
+
+# --- a pace that several keep -----------------------------------------------------------------------------
+
+RATE = 20
+
+
+def publish_at_both(clients: tuple[httpx.Client, httpx.Client], url: str, count: int) -> None:
+    """So many events for a subscription at a pace, half of them at each server."""
+    made = clients[0].post(
+        "/webhooks/subscriptions",
+        json={"name": "paced", "events": ["x"], "config": {"url": url}, "rate_limit": RATE},
+    )
+    assert made.status_code == 201, made.text
+    for client, first in zip(clients, (0, count // 2), strict=True):
+        events = [{"type": "x", "payload": {"n": number}} for number in range(first, first + count // 2)]
+        assert client.post("/events/batch", json={"events": events}).status_code == 202
+
+
+def check_pace(received: list[Received]) -> None:
+    """All took at least two thirds of their time; two servers that each keep the pace for itself take half of it."""
+    times = [request.at for request in received]
+    assert max(times) - min(times) >= 2 / 3 * (len(times) - 1) / RATE
+
+
+def test_two_keep_a_pace_as_one_does(side_by_side: Callable[..., Server], receiver: Receiver) -> None:
+    count = 120
+    one, two = side_by_side("one"), side_by_side("two")
+    with one.client() as first, two.client() as second:
+        publish_at_both((first, second), receiver.url, count)
+        until(lambda: first.get("/ledger").json()["delivered"] == count)
+    assert len(receiver.received) == count
+    check_pace(receiver.received)
+
+
+def test_when_one_is_killed_the_other_goes_on_at_the_pace(
+    side_by_side: Callable[..., Server], holder: Callable[[], int], receiver: Receiver
+) -> None:
+    """It does not wait until the session of the dead is over, and is no faster for it."""
+    count = 120
+    one, two = side_by_side("one"), side_by_side("two")
+    servers = {server.process.pid: server for server in (one, two) if server.process is not None}
+    with one.client() as first, two.client() as second:
+        publish_at_both((first, second), receiver.url, count)
+        receiver.wait_for(15)
+        pid = holder()
+        servers[pid].kill()
+        left = second if servers[pid] is one else first
+        seen = len(receiver.received)
+        receiver.wait_for(seen + 15)
+        until(lambda: left.get("/ledger").json()["delivered"] == count)
+    check_pace(receiver.received)
+    assert {request.body for request in receiver.received} == {b'{"n":%d}' % number for number in range(count)}

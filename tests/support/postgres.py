@@ -181,7 +181,7 @@ class Cluster:
 
     def take(self) -> str:
         """A database with our tables, and nothing in them; its name. Making one takes longer than most tests."""
-        return self._free.pop() if self._free else self.create(template=self._template)
+        return self._free.pop() if self._free else self.create(template=self.template)
 
     def give_back(self, database: str) -> None:
         """Let another test have it, as it was before this one."""
@@ -200,8 +200,23 @@ class Cluster:
         """Remove a database, whoever still uses it."""
         self.execute(f"DROP DATABASE {database} WITH (FORCE)")
 
+    @contextlib.contextmanager
+    def locked(self, table: str, *, database: str) -> Iterator[None]:
+        """Nobody writes into a table within the block."""
+        with ThreadPoolExecutor(1) as pool:
+            loop = asyncio.new_event_loop()
+            run = loop.run_until_complete
+            try:
+                connection = pool.submit(lambda: run(asyncpg.connect(self.url(database)))).result()
+                pool.submit(lambda: run(connection.execute(f"BEGIN; LOCK TABLE {table} IN SHARE MODE"))).result()
+                yield
+                pool.submit(lambda: run(connection.close())).result()
+            finally:
+                loop.close()
+
     @functools.cached_property
-    def _template(self) -> str:
+    def template(self) -> str:
+        """The database that those of the tests are copies of: our tables, and nothing in them."""
         self.execute(f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
 
         async def migrate() -> None:

@@ -46,6 +46,8 @@ class Limits:
     suspect_after: int
     #: failures that it takes to find an endpoint failing
     failures: int
+    #: what keeps no order is released after what does; nobody is promised that, and databases differ
+    unplaced_last: bool
 
 
 @dataclass(eq=False, kw_only=True)
@@ -191,7 +193,8 @@ class Model:
     def held(self, subscription: Subscription) -> list[Delivery]:
         """What is held for a subscription, in the order in which it is released."""
         found = [one for one in self.deliveries if one.subscription is subscription and one.state == "held"]
-        return sorted(found, key=lambda one: (one.place is not None, one.place or 0, one.id or ""))
+        last = self.limits.unplaced_last
+        return sorted(found, key=lambda one: ((one.place is None) == last, one.place or 0, one.id or ""))
 
     def due(self) -> list[Delivery]:
         """What may be leased."""

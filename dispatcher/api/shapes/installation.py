@@ -29,7 +29,7 @@ class EgressAddresses(Struct, kw_only=True):
 
 
 class Worker(Struct, kw_only=True):
-    """A process of this installation, by its session; `deliveries` and `tasks` count what it has leased."""
+    """A process of this installation, by its session, with counts of what it has leased and keeps."""
 
     id: str
     host: str
@@ -41,6 +41,7 @@ class Worker(Struct, kw_only=True):
     heartbeat_age: float | None
     deliveries: int
     tasks: int
+    paces: int
 
 
 class WorkerList(Struct, kw_only=True):

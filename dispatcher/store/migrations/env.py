@@ -3,6 +3,7 @@
 from alembic import context
 
 import dispatcher.store.tables  # noqa: F401 - fills the metadata
+from dispatcher.store.migrations.steps import is_declared
 from subscriptions.schema import metadata
 
 connection = context.config.attributes["connection"]
@@ -12,5 +13,6 @@ context.configure(
     # SQLite changes a table by copying it; Alembic does that in batch mode.
     render_as_batch=True,
     compare_type=True,
+    include_name=is_declared,
 )
 context.run_migrations()

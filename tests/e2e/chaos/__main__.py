@@ -23,9 +23,9 @@ MIB = 1 << 20
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument("--faults", type=int, default=20, help="how many things go wrong [20]")
+    parser.add_argument("--faults", type=int, default=20, help="how many things go wrong at least [20]")
     parser.add_argument("--deliveries", type=int, default=2_000, help="how many there are at least [2000]")
-    parser.add_argument("--rate", type=float, default=100.0, help="deliveries asked for in a second [100]")
+    parser.add_argument("--rate", type=float, default=100.0, help="deliveries asked for in a second, about [100]")
     parser.add_argument("--calm-every", type=int, default=25, help="faults between two rests [25]")
     parser.add_argument("--disk", type=int, default=768, help="MiB of each database's small disk [768]")
     parser.add_argument("--seed", default=f"{random.randrange(1 << 32):08x}", help="for the same faults again")

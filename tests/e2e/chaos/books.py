@@ -20,6 +20,11 @@ from tests.e2e.chaos.watch import LIVE, Sending, Watch
 AGAIN = "interrupted", "timeout", "connection_error", "http_error", "protocol_error"
 
 
+#: how far the X-Webhook-Timestamp of a request may be from the time of its arrival, seconds, whatever clock its sender
+#: has: a frozen one may end what it had begun
+LATE, EARLY = 90.0, 3.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One attempt on record."""
@@ -129,6 +134,8 @@ def _taken(arrivals: Sequence[Arrival], verdict: Verdict) -> set[Order]:
     for arrival in arrivals:
         if bodies.setdefault(arrival.wire_id, arrival.body) != arrival.body:
             verdict.wrong.append(f"{arrival.wire_id} had another body before")
+        if not -LATE < arrival.ahead < EARLY:
+            verdict.wrong.append(f"{arrival.wire_id} says that it is {arrival.ahead:+.0f} s from now")
         n = number_of(arrival.path, arrival.body)
         if n is None:
             verdict.wrong.append(f"{arrival.wire_id} has a wrong body: {arrival.body[:200]!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from tests.e2e.chaos.waiting import surely
@@ -27,6 +29,7 @@ SETTINGS = {
     "send_timeout": "1",
     "session_ttl": str(SESSION_TTL),
     "grace": "5",
+    "database_timeout": "10",
     "dev": "1",
     "log_format": "json",
     "processors": "tests.e2e.chaos.work",
@@ -145,6 +148,14 @@ class Process:
         if self._process.stdout is not None:
             self._process.stdout.close()
         return self._process.wait()
+
+    def logged_ahead(self) -> float:
+        """How far its latest line of log is ahead of the moment it was written in, seconds: what its clock is off."""
+        written = self.log.stat().st_mtime
+        for line in reversed(self.log.read_bytes()[-20_000:].decode().splitlines()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                return datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp() - written
+        return 0.0
 
     def take_keyring(self, other: Process) -> None:
         """Have the same keyring as another one."""

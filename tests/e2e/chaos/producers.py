@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,6 +28,10 @@ NEWS, LINE, KEYED = "news", "line", "keyed"
 KEYS = 6
 #: hours until the window of a callback ends, where it has one: further off than clocks are here, and nearer
 WINDOW = 2
+#: deliveries in a second that do not come in batches
+ONE_BY_ONE = 33
+#: deliveries that wait, from which on nothing comes in batches
+MOST_WAITING = 3000
 #: seconds until a request is given up, and made again
 TIMEOUT = 10.0
 #: seconds until each has an answer once nothing goes wrong any more
@@ -76,6 +80,7 @@ class Producers:
         origins: Sequence[str],
         subscriptions: Sequence[Subscribed],
         rate: float,
+        taken: Callable[[], int],
         seed: str,
     ) -> None:
         self._url = url
@@ -86,31 +91,33 @@ class Producers:
             kind: [one.path for one in subscriptions if one.type == kind and one.ordering != "none"]
             for kind in (LINE, KEYED)
         }
+        self._taken = taken
         self._dice = random.Random(seed)
         self._numbers = iter(range(1 << 40))
         self._may_go = asyncio.Event()
         self._stopping = False
         self._busy = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._rate = rate
+        #: most tasks in a batch, one a second: on average half of them; and half as many events, for two each
+        self._in_batch = max(2, min(1000, round(rate - ONE_BY_ONE)))
         self.answers = Answers()
         #: numbers of events whose order is kept, by path and key, as they were accepted
         self.lines: dict[tuple[str, str], list[int]] = {}
 
     def start(self) -> None:
-        """Begin. Of all deliveries half are of tasks; lines are short, since one waits for the other there."""
-        share = self._rate / 150
+        """Begin. What comes one by one is always the same; the rest of the rate comes in batches, half of it tasks."""
         self._may_go.set()
         self._tasks = [
             asyncio.create_task(work)
             for work in (
-                self._repeat(self._one_task, 12 * share),
-                self._repeat(self._one_task, 12 * share),
-                self._repeat(self._batch_of_tasks, 4 * share),
-                self._repeat(self._news, 15 * share),
-                self._repeat(self._batch_of_news, 2 * share),
-                self._repeat(self._line, 3 * share),
-                self._repeat(self._keyed, 10 * share),
+                self._repeat(self._one_task, 4),
+                self._repeat(self._one_task, 4),
+                self._repeat(self._batch_of_tasks, 1),
+                self._repeat(self._news, 4),
+                self._repeat(self._batch_of_news, 1),
+                # In a line one waits for the other.
+                self._repeat(self._line, 2.5),
+                self._repeat(self._keyed, 6),
             )
         ]
 
@@ -167,10 +174,16 @@ class Producers:
         self._note_task(order, answer)
 
     async def _batch_of_tasks(self, http: httpx.AsyncClient) -> None:
-        made = [self._task() for _ in range(self._dice.randint(5, 20))]
+        if self._is_far_ahead():
+            return
+        made = [self._task() for _ in range(self._dice.randint(1, self._in_batch))]
         answer = await self._ask(http, "/tasks/batch", f'{{"tasks": [{",".join(body for _, body in made)}]}}')
         for (order, _), item in zip(made, answer["items"], strict=True):
             self._note_task(order, item["task"] if item["status"] == 202 else item)
+
+    def _is_far_ahead(self) -> bool:
+        """Whether so much waits to be delivered that more of it would show nothing new."""
+        return self.answers.deliveries - self._taken() > MOST_WAITING
 
     def _note_task(self, order: Order, answer: Any) -> None:
         if "delivery_id" not in answer:
@@ -184,7 +197,9 @@ class Producers:
         self._note_event(NEWS, n, await self._ask(http, "/events", self._event(NEWS, n)))
 
     async def _batch_of_news(self, http: httpx.AsyncClient) -> None:
-        numbers = [next(self._numbers) for _ in range(self._dice.randint(2, 10))]
+        if self._is_far_ahead():
+            return
+        numbers = [next(self._numbers) for _ in range(self._dice.randint(1, max(1, self._in_batch // 2)))]
         body = f'{{"events": [{",".join(self._event(NEWS, n) for n in numbers)}]}}'
         answer = await self._ask(http, "/events/batch", body)
         for n, item in zip(numbers, answer["items"], strict=True):

@@ -63,7 +63,8 @@ class Receiver:
         self.port = 0
         #: requests that met it in another mood than well
         self.let_down = 0
-        #: monotonic time of its latest 2xx
+        #: requests that it has answered 2xx, and when it did so last, monotonic
+        self.taken = 0
         self.last_taken = 0.0
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -128,6 +129,7 @@ class Receiver:
     def _answer(self, arrival: Arrival, connection: _Connection) -> None:
         if connection.answer(b"HTTP/1.1 200 X\r\nContent-Length: 2\r\n\r\nok"):
             arrival.taken_at = self.last_taken = time.monotonic()
+            self.taken += 1
 
 
 class _Connection(asyncio.Protocol):

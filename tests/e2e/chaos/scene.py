@@ -71,6 +71,7 @@ class Scene:
             origins=[receiver.url for receiver in self.receivers],
             subscriptions=self.subscriptions,
             rate=self._rate,
+            taken=lambda: sum(receiver.taken for receiver in self.receivers),
             seed=f"{self._seed} producers",
         )
         self.producers.start()

@@ -1,0 +1,1 @@
+"""A shop that publishes by its own transactions."""
