@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -9,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from dispatcher.api import failures
-from dispatcher.api.problems import unavailable
+from dispatcher.api.problems import cut_off, unavailable
 from dispatcher.errors import Problem, StoreUnavailable
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -36,6 +37,9 @@ async def answered(request: Request, handler: Handler) -> Response:
         return failures.response_of(problem)
     except StoreUnavailable:
         return failures.response_of(unavailable())
+    except asyncio.CancelledError:
+        # Only a stop does that, to what outlasts its grace. The commit is not cancelled by it.
+        return failures.response_of(cut_off())
     except ClientDisconnect:
         return Response(status_code=400)
     except Exception as exc:  # noqa: BLE001 - no framework in front of these routes does this

@@ -61,6 +61,12 @@ def not_found(kind: str) -> Problem:
     return Problem("not-found", f"There is no such {kind}.")
 
 
+def cut_off() -> Problem:
+    """The answer to a request that a stop did not wait for any longer."""
+    detail = "The service stops. Whether this was stored is not known: ask again, with the same Idempotency-Key."
+    return Problem("unavailable", detail, retry_after=RETRY_AFTER)
+
+
 def unavailable() -> Problem:
     """The database cannot take the write now; nothing was stored."""
     return Problem("unavailable", "Nothing was stored. Try again in a moment.", retry_after=RETRY_AFTER)

@@ -3,7 +3,7 @@
 # Fails where it cannot be had.
 setup_faketime() {
   local library
-  for library in /usr/lib/*/faketime/libfaketimeMT.so.1; do
+  for library in /usr/lib/*/faketime/libfaketime.so.1; do
     if [ -e "$library" ]; then return; fi
   done
   install_debian libfaketime

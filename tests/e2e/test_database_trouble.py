@@ -5,6 +5,7 @@ And what could not be stored was never answered 202: each test compares the answ
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -240,6 +242,30 @@ def test_a_long_lock_takes_no_tasks_and_loses_none(start_server: Start) -> None:
         f"\nlocked for 12.5 s: 9 refused, the slowest after {slowest:.1f} s; taken {recovered:.2f} s after the lock, "
         f"all delivered after {settled:.1f} s, {sum(arrived.values()) - 10} twice"
     )
+
+
+def begun(server: Server, url: str) -> socket.socket:
+    """A request for a task that the server is at."""
+    address = urlsplit(server.url)
+    body = json.dumps({"payload": 1, "callback_url": url})
+    head = {**server.authorization, "Host": "x", "Content-Length": len(body), "Expect": "100-continue"}
+    lines = ["POST /tasks HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+    connection = socket.create_connection((address.hostname, address.port), PATIENCE)
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    assert b" 100 " in connection.recv(1024)
+    connection.sendall(body.encode())
+    return connection
+
+
+def test_what_a_stop_does_not_wait_for_is_told_to_ask_again(start_server: Start, receiver: Receiver) -> None:
+    """A lock outlasts the grace; a 500 would say that to ask again is of no use."""
+    server = start_server(settings=FAST | {"grace": "1"})
+    with lock(server), begun(server, receiver.url) as connection:
+        server.signal(signal.SIGTERM)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after: " in answer.lower()
+    server.wait()
 
 
 # --- one server, and commands beside it -------------------------------------------------------------------

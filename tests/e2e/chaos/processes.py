@@ -197,8 +197,11 @@ class Clock:
 
 
 def faketime() -> Path | None:
-    """The library; None where it is not installed. Debian's package is `libfaketime`."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    """The library; None where it is not installed. Debian's package is `libfaketime`.
+
+    Its version for threads takes a lock each time, and a process that was stopped at times never got it again.
+    """
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
     return found[0] if found else None
 
 
