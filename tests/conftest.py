@@ -18,6 +18,8 @@ from tests.support.stores import Home
 #: set by scripts/test under CI: what is missing fails
 REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
 
+#: by hand: tests take minutes that otherwise take part of it
+LONG = os.environ.get("TESTS_LONG") == "1"
 
 #: the kinds of database that the store is tested on
 DATABASES = ("sqlite", "postgresql")
@@ -96,6 +98,18 @@ def bare_postgres_url() -> Iterator[str]:
     name = cluster.create()
     yield cluster.url(name)
     cluster.drop(name)
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def a_database(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The URL of a database for the server of a module, on each kind of database; none for a file."""
+    if request.param == "sqlite":
+        yield None
+        return
+    cluster = _cluster()
+    name = cluster.take()
+    yield cluster.url(name)
+    cluster.give_back(name)
 
 
 @pytest.fixture(params=DATABASES)

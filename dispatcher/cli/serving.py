@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,4 +80,6 @@ def _run_one(settings: Settings, leash: str | None = None) -> None:
 def _run_several(settings: Settings) -> None:
     from dispatcher.supervisor import supervise  # noqa: PLC0415
 
-    raise SystemExit(run(supervise(settings, [sys.executable, "-m", "dispatcher.cli", *sys.argv[1:]])))
+    # What stands in the working directory is no module of theirs if it is none of ours: `-m` alone would have it so.
+    options = () if str(Path.cwd()) in sys.path else ("-P",)
+    raise SystemExit(run(supervise(settings, [sys.executable, *options, "-m", "dispatcher.cli", *sys.argv[1:]])))

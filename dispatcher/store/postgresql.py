@@ -106,6 +106,7 @@ def connector(
         for dsn in tuple(dsns):
             try:
                 connection = await asyncpg.connect(dsn, **options)
+                _watch(connection, given, command_timeout)
             except (asyncpg.exceptions.ClientConfigurationError, ValueError) as exc:
                 raise ConfigError(f"DATABASE_URL is not valid ({type(exc).__name__})") from None
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
@@ -113,7 +114,6 @@ def connector(
                 continue
             if dsns[0] != dsn:
                 dsns.sort(key=dsn.__ne__)
-            _watch(connection, given, command_timeout)
             return connection
         raise StoreUnavailable(f"the database cannot be reached ({type(failed).__name__})") from failed
 
@@ -182,6 +182,9 @@ def _each_host(parts: SplitResult, given: dict[str, str]) -> Iterator[str]:
         if len(ports) not in {1, len(hosts)}:
             raise ConfigError("DATABASE_URL has another number of ports than of hosts")
         ways = [("", given | {"host": host, "port": ports[n % len(ports)]}) for n, host in enumerate(hosts)]
+    if len(ways) > 1:
+        # One that takes no writes is of no use to us, and would be asked first for ever once it has taken us.
+        ways = [(place, {"target_session_attrs": "read-write"} | query) for place, query in ways]
     for place, query in ways:
         told = urlencode({name: value for name, value in query.items() if value})
         # Not `urlunsplit`: a URL without a host, as for a socket, would lose its slashes.

@@ -49,10 +49,6 @@ class Scene:
     submitted: float = 0.0
     died: float = 0.0
 
-    @property
-    def file(self) -> Path:
-        return self.server.data_dir / "dispatcher.db"
-
     def submit_and_live_on(self, guilty: dict[str, Any]) -> list[dict[str, Any]]:
         """Submit everything in one batch, and start the dispatcher until it is at rest. Answers the batch's items."""
         items: list[dict[str, Any]] = []
@@ -194,10 +190,10 @@ def _check_innocents(client: httpx.Client, scene: Scene, others: list[dict[str, 
     seconds = max(last.values()) - scene.submitted
     assert seconds <= INNOCENTS_WITHIN
 
-    outcomes = books.outcomes(scene.file)
+    outcomes = books.outcomes(scene.server.place)
     interrupted = Counter(delivery for (delivery, _), outcome in outcomes.items() if outcome == "interrupted")
     most = max(interrupted[task["delivery_id"]] for task in others)
-    found = Books.read(scene.file)
+    found = Books.read(scene.server.place)
     most_of_task = max(found.task_interruptions[task["id"]] for task in others)
     figures = (
         f"{len(others)} others delivered within {seconds:.1f} s, interrupted at most {most} times as deliveries, and "
@@ -208,5 +204,5 @@ def _check_innocents(client: httpx.Client, scene: Scene, others: list[dict[str, 
 
 def _stop_and_check_books(scene: Scene) -> None:
     assert scene.server.stop() == 0
-    Books.read(scene.file).check()
+    Books.read(scene.server.place).check()
     assert '"level": "error"' not in scene.server.log.read_text()

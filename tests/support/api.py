@@ -24,11 +24,11 @@ LIVE = {"pending", "leased", "held"}
 Json = dict[str, Any]
 
 
-def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None) -> str:
+def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None, database_url: str | None = None) -> str:
     """A token of an installation, made beside the running server as `dispatcher token create` does."""
 
     async def make() -> str:
-        installation = await open_installation(Settings(data_dir=data_dir))
+        installation = await open_installation(Settings(data_dir=data_dir, database_url=database_url))
         try:
             return await tokens.issue(installation, account=account, scopes=scopes, actor="test", ttl=ttl)
         finally:
@@ -39,7 +39,8 @@ def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None) 
 
 def client_of(server: Server, account: str, *scopes: str) -> httpx.Client:
     """A client that speaks for an account; for all scopes if none are named."""
-    return client_with(server, token(server.data_dir, account, *(scopes or tokens.ACCOUNT_SCOPES)))
+    bearer = token(server.data_dir, account, *(scopes or tokens.ACCOUNT_SCOPES), database_url=server.database_url)
+    return client_with(server, bearer)
 
 
 def client_with(server: Server, bearer: str) -> httpx.Client:

@@ -1,4 +1,4 @@
-"""What the SQLite file of a dispatcher says, read beside it by nothing but sqlite3, without writing."""
+"""What a dispatcher's database says, read beside it by nothing of ours: sqlite3, or asyncpg; without writing."""
 
 from __future__ import annotations
 
@@ -8,37 +8,53 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests.support import postgres
+
+#: where a dispatcher keeps what it knows: a data directory with SQLite's file in it, or the URL of a PostgreSQL
+Place = Path | str
+#: a question in SQL, and what stands for its `?`
+Question = tuple[str, tuple[Any, ...]]
 #: of a delivery, in order: number, outcome, status
 Attempts = list[tuple[int, str, int | None]]
 
 
-def ask(data_dir: Path, question: str, *parameters: Any) -> list[tuple[Any, ...]]:
+def ask(place: Place, question: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """The rows of an answer."""
-    file = data_dir / "dispatcher.db"
+    [rows] = answers(place, (question, parameters))
+    return rows
+
+
+def answers(place: Place, *questions: Question) -> list[list[tuple[Any, ...]]]:
+    """The rows of several answers, all of the same moment."""
+    if isinstance(place, str):
+        return postgres.answers(place, questions)
+    file = place / "dispatcher.db"
+    # Nothing is written, not even what a dead process left in the log.
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
-        return connection.execute(question, parameters).fetchall()
+        connection.execute("BEGIN")
+        return [connection.execute(question, parameters).fetchall() for question, parameters in questions]
 
 
-def attempts_of(data_dir: Path) -> dict[str, Attempts]:
+def attempts_of(place: Place) -> dict[str, Attempts]:
     """Every attempt on record, by delivery."""
     found: dict[str, Attempts] = defaultdict(list)
     question = "SELECT delivery_id, number, outcome, status FROM attempts ORDER BY delivery_id, number"
-    for delivery, *attempt in ask(data_dir, question):
+    for delivery, *attempt in ask(place, question):
         found[delivery].append((attempt[0], attempt[1], attempt[2]))
     return dict(found)
 
 
-def deliveries_to(data_dir: Path, subscription_id: str) -> dict[str, str]:
+def deliveries_to(place: Place, subscription_id: str) -> dict[str, str]:
     """The state of every message to a subscription."""
     question = "SELECT id, state FROM deliveries WHERE subscription_id = ? AND kind = 'message'"
-    return dict(ask(data_dir, question, subscription_id))
+    return dict(ask(place, question, subscription_id))
 
 
-def reconciles(data_dir: Path) -> dict[str, int]:
+def reconciles(place: Place) -> dict[str, int]:
     """Deliveries by state, counted row by row, with `accepted`; fails unless the ledger says the same."""
-    counted = dict(ask(data_dir, "SELECT state, count(*) FROM deliveries GROUP BY state"))
+    counted = dict(ask(place, "SELECT state, count(*) FROM deliveries GROUP BY state"))
     final = {state: number for state, number in counted.items() if state not in {"pending", "leased", "held"}}
     final["accepted"] = sum(counted.values())
-    noted = dict(ask(data_dir, "SELECT state, sum(count) FROM ledger GROUP BY state"))
+    noted = dict(ask(place, "SELECT state, CAST(sum(count) AS bigint) FROM ledger GROUP BY state"))
     assert {state: number for state, number in noted.items() if number} == final
     return {**counted, "accepted": final["accepted"]}

@@ -13,14 +13,15 @@ import functools
 import itertools
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import asyncpg
@@ -249,6 +250,37 @@ def _in_thread(work: Callable[[], Awaitable[T]]) -> T:
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(lambda: asyncio.run(working())).result()
+
+
+def answers(url: str, questions: Sequence[tuple[str, Sequence[Any]]]) -> list[list[tuple[Any, ...]]]:
+    """The rows of several answers, all of the same moment. Parameters are `?`, as SQLite has them."""
+
+    def numbered(question: str) -> str:
+        numbers = itertools.count(1)
+        return re.sub(r"\?", lambda _: f"${next(numbers)}", question)
+
+    async def ask() -> list[list[tuple[Any, ...]]]:
+        connection = await asyncpg.connect(url)
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return [
+                    [tuple(row) for row in await connection.fetch(numbered(question), *parameters)]
+                    for question, parameters in questions
+                ]
+        finally:
+            await connection.close()
+
+    return _in_thread(ask)
+
+
+def others_at(url: str) -> int:
+    """How many connections a database has, but for that of whoever asks."""
+    question = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    [[[number]]] = answers(url, [(question, ())])
+    return int(number)
 
 
 # --- one for all tests of this process --------------------------------------------------------------------

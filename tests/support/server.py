@@ -51,6 +51,9 @@ class Server:
     ) -> None:
         self.data_dir = data_dir
         self._database = {} if database_url is None else {"DATABASE_URL": database_url}
+        self.database_url = database_url
+        #: where its database is, for whoever reads it beside it
+        self.place: Path | str = database_url or data_dir
         self._command = command
         self.log = data_dir.parent / f"{name or data_dir.name}.log"
         self._dev = dev

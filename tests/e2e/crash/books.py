@@ -1,12 +1,12 @@
-"""What the database file says, read by nothing but sqlite3, while the dispatcher is down or beside it."""
+"""What the database says, read by nothing of ours, while the dispatcher is down or beside it."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.ledgers import Place, answers, ask
 
 LIVE = ("pending", "leased", "held")
 
@@ -56,40 +56,38 @@ class Books:
             assert made[event] + self.unmade.get(event, 0) == number, f"of {number}, {made[event]} were made"
 
     @classmethod
-    def read(cls, file: Path) -> Books:
-        """Read them. Nothing is written, not even what a dead process left in the log."""
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
-            connection.execute("BEGIN")
-            rows = connection.execute(
-                "SELECT id, state, attempt, repeats, last_outcome, source_id, subscription_id FROM deliveries"
-            ).fetchall()
-            work = connection.execute("SELECT id, state, interruptions, failures FROM tasks").fetchall()
-            events = connection.execute("SELECT id, deliveries FROM events").fetchall()
-            unmade = connection.execute("SELECT event_id, size - done FROM fan_outs").fetchall()
-            ledger = connection.execute("SELECT state, sum(count) FROM ledger GROUP BY state")
-            return cls(
-                tasks={row[0]: row[1] for row in work},
-                events=dict(events),
-                unmade=dict(unmade),
-                deliveries={row[0]: row[1] for row in rows},
-                messages={row[0]: (row[5], row[6]) for row in rows if row[6] is not None},
-                attempts={row[0]: row[2] for row in rows},
-                leased=frozenset((row[0], row[2]) for row in rows if row[1] == "leased"),
-                most_interruptions=max((row[3] for row in rows if row[4] == "interrupted"), default=0),
-                task_interruptions={row[0]: row[2] for row in work},
-                failed_tries=sum(row[3] for row in work),
-                ledger={state: number for state, number in ledger if number},
-            )
+    def read(cls, place: Place) -> Books:
+        """Read them, all of one moment."""
+        rows, work, events, unmade, ledger = answers(
+            place,
+            ("SELECT id, state, attempt, repeats, last_outcome, source_id, subscription_id FROM deliveries", ()),
+            ("SELECT id, state, interruptions, failures FROM tasks", ()),
+            ("SELECT id, deliveries FROM events", ()),
+            ("SELECT event_id, size - done FROM fan_outs", ()),
+            ("SELECT state, CAST(sum(count) AS bigint) FROM ledger GROUP BY state", ()),
+        )
+        return cls(
+            tasks={row[0]: row[1] for row in work},
+            events=dict(events),
+            unmade=dict(unmade),
+            deliveries={row[0]: row[1] for row in rows},
+            messages={row[0]: (row[5], row[6]) for row in rows if row[6] is not None},
+            attempts={row[0]: row[2] for row in rows},
+            leased=frozenset((row[0], row[2]) for row in rows if row[1] == "leased"),
+            most_interruptions=max((row[3] for row in rows if row[4] == "interrupted"), default=0),
+            task_interruptions={row[0]: row[2] for row in work},
+            failed_tries=sum(row[3] for row in work),
+            ledger={state: number for state, number in ledger if number},
+        )
 
 
-def outcomes(file: Path) -> dict[Sending, str]:
+def outcomes(place: Place) -> dict[Sending, str]:
     """Every attempt on record."""
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
-        rows = connection.execute("SELECT delivery_id, number, outcome FROM attempts")
-        return {(delivery, number): outcome for delivery, number, outcome in rows}
+    rows = ask(place, "SELECT delivery_id, number, outcome FROM attempts")
+    return {(delivery, number): outcome for delivery, number, outcome in rows}
 
 
-def remains(file: Path) -> dict[str, int]:
+def remains(place: Place) -> dict[str, int]:
     """What there must be none of once everything is delivered and the dispatcher was stopped."""
     questions = {
         "callback URLs": "SELECT count(*) FROM tasks WHERE callback_url IS NOT NULL",
@@ -103,6 +101,7 @@ def remains(file: Path) -> dict[str, int]:
         "second deliveries": "SELECT count(*) - count(DISTINCT source_id || coalesce(subscription_id, ''))"
         " FROM deliveries",
     }
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return {name: connection.execute(question).fetchone()[0] for name, question in questions.items()}
+    if isinstance(place, Path):
+        assert ask(place, "PRAGMA integrity_check") == [("ok",)]
+    counts = answers(place, *((question, ()) for question in questions.values()))
+    return {name: number for name, [[number]] in zip(questions, counts, strict=True)}

@@ -35,6 +35,9 @@ from dispatcher.store.database import Database
 
 #: environment of the launcher: the stage, at which passage of it to die, where to leave the witness and the gauge
 STAGE, COUNT, WITNESS, GAUGE = "CRASH_STAGE", "CRASH_COUNT", "CRASH_WITNESS", "CRASH_GAUGE"
+#: and, where it is set, that PostgreSQL's process for the transaction at hand is stopped first (SIGSTOP): it keeps its
+#: locks, and does not notice that we are gone
+FREEZE = "CRASH_FREEZE"
 
 #: seconds within which a commit is under way
 COMMIT_TAKES = 0.002
@@ -94,6 +97,8 @@ class Fuse:
         self._stage = stage
         self._left = count
         self._witness = witness
+        #: PostgreSQL's process that is to be stopped first
+        self.backend: int | None = None
 
     @classmethod
     def from_environment(cls) -> Fuse:
@@ -107,7 +112,9 @@ class Fuse:
             return
         self._left -= 1
         if self._left == 0:
-            self._witness.write_text(json.dumps({"stage": stage, **seen}))
+            self._witness.write_text(json.dumps({"stage": stage, "backend": self.backend, **seen}))
+            if self.backend is not None:
+                os.kill(self.backend, signal.SIGSTOP)
             if within:
                 threading.Thread(target=_die_within, args=(within,)).start()
             else:
@@ -181,6 +188,8 @@ def _watch_transactions(fuse: Fuse) -> None:
             async with original(self, held) as connection:
                 written.clear()
                 yield connection
+                if FREEZE in os.environ:
+                    fuse.backend = (await connection.get_raw_connection()).driver_connection.get_server_pid()
                 fuse.passes(Stage.INSTALLING)
                 for stage, seen in written:
                     fuse.passes(stage, within=COMMIT_TAKES if stage is Stage.COMMITTING else 0.0, **seen)
