@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +12,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from dispatcher.config import Settings
 from dispatcher.errors import StoreUnavailable
+from dispatcher.loops import repeat
 from dispatcher.store import Store
 
 log = structlog.get_logger(__name__)
@@ -17,6 +20,9 @@ log = structlog.get_logger(__name__)
 DAY = 86_400.0
 #: batches that one run of a job handles, so that it never keeps the database busy for long
 MAX_BATCHES = 500
+#: seconds between two looks at the machine's clock, and by how many it must have been set to matter
+CLOCK_EVERY = 5.0
+CLOCK_STEP = 1.0
 
 
 class Maintenance:
@@ -26,6 +32,7 @@ class Maintenance:
         self._store = store
         self._age = settings.retention_days * DAY
         self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Free what dead processes left, then keep the schedule."""
@@ -51,10 +58,22 @@ class Maintenance:
                 misfire_grace_time=None,
             )
         self._scheduler.start()
+        self._watch = asyncio.create_task(repeat(self._mind_the_clock), name="mind_the_clock")
 
     async def stop(self) -> None:
         """Plan nothing more."""
+        if self._watch is not None:
+            self._watch.cancel()
         self._scheduler.shutdown(wait=False)
+
+    async def _mind_the_clock(self) -> None:
+        """The schedule goes by the machine's clock: when that is set back by an hour, all jobs would wait for one."""
+        ahead = _ahead()
+        await asyncio.sleep(CLOCK_EVERY)
+        if abs(_ahead() - ahead) > CLOCK_STEP:
+            log.warning("clock_was_set", seconds=round(_ahead() - ahead, 1))
+            for job in self._scheduler.get_jobs():
+                job.modify(next_run_time=datetime.now(UTC))
 
     async def _delete_old(self) -> int:
         return await self._store.delete_old(self._age)
@@ -75,3 +94,8 @@ class Maintenance:
             log.warning("maintenance_put_off", job=name, reason=str(exc))
         if handled:
             log.info("maintenance", job=name, rows=handled)
+
+
+def _ahead() -> float:
+    """How far the machine's clock is ahead of the monotonic one, which nobody sets."""
+    return time.time() - time.monotonic()

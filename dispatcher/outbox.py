@@ -2,7 +2,7 @@
 
     with Session(engine) as session, session.begin():
         session.add(order)
-        publish_event(session, "acme", "order.paid", {"order": order.id})
+        publish_event(session, "acme", "order.paid", {"order": order.number})
 
 It is delivered if the transaction commits, and never seen if it does not. What is written is one row of the table
 `outbox`, which a worker turns into an event or a task; nothing else of the dispatcher is needed here, and no key that

@@ -19,6 +19,8 @@ from dispatcher.store.tables import deliveries, is_waiting
 
 #: lanes asked in one statement; each is an arm of a UNION, and SQLite allows 500 of them
 MAX_LANES = 100
+#: deliveries that PostgreSQL finds of one lane at most
+MAX_OF_A_LANE = 200
 
 
 def has_lateral(dialect: sa.Dialect) -> bool:
@@ -52,7 +54,10 @@ def _due_laterally() -> Statement:
         .table_valued("lane", "most")
         .render_derived()
     )
-    found = _due_of(asked.c.lane, asked.c.most).lateral()
+    # The inner limit is for the planner, which cannot know the outer one: it would expect a tenth of all that waits,
+    # and compile the statement anew each time (JIT), for a second. Rows are locked one by one, as they are wanted.
+    some = _due_of(asked.c.lane, sa.literal_column(str(MAX_OF_A_LANE))).correlate(asked).lateral()
+    found = sa.select(some).limit(asked.c.most).lateral()
     return Statement(
         sa.select(found.c.id, found.c.subscription_id).select_from(asked.join(found, sa.true())),
         "now",

@@ -182,6 +182,9 @@ def _each_host(parts: SplitResult, given: dict[str, str]) -> Iterator[str]:
         if len(ports) not in {1, len(hosts)}:
             raise ConfigError("DATABASE_URL has another number of ports than of hosts")
         ways = [("", given | {"host": host, "port": ports[n % len(ports)]}) for n, host in enumerate(hosts)]
+    if len(ways) > 1:
+        # One that takes no writes is of no use to us, and would be asked first for ever once it has taken us.
+        ways = [(place, {"target_session_attrs": "read-write"} | query) for place, query in ways]
     for place, query in ways:
         told = urlencode({name: value for name, value in query.items() if value})
         # Not `urlunsplit`: a URL without a host, as for a socket, would lose its slashes.

@@ -427,6 +427,7 @@ outbox = sa.Table(
     #: when it was refused, and why, as a problem (RFC 9457); it stays until an operator decides
     sa.Column("refused_at", Instant),
     sa.Column("problem", sa.JSON(none_as_null=True)),
+    postgresql_with=_QUEUE,
 )
 #: A row of the outbox waits to be taken.
 is_untaken = outbox.c.refused_at.is_(None)

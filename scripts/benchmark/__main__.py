@@ -15,10 +15,9 @@ from rich.console import Console
 
 from scripts.benchmark import machine, plot, rounds
 from scripts.benchmark.cases import ALL
-from scripts.benchmark.disk import real_disk
+from scripts.benchmark.disk import PLACES, real_disk
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.noise import Noise
-from scripts.benchmark.processes import ROOT
 from scripts.benchmark.report import Report
 from scripts.benchmark.scene import FULL, QUICK, Case
 
@@ -26,8 +25,6 @@ from scripts.benchmark.scene import FULL, QUICK, Case
 ROUNDS, QUICK_ROUNDS = 5, 1
 #: signals that end a run
 ENDING = (signal.SIGINT, signal.SIGTERM)
-#: where a folder for all data is made, on the first of them that is a disk
-_PLACES = (Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT)  # noqa: S108 - the folder is ours alone
 #: columns of a report that goes into a file
 PLAIN_WIDTH = 140
 
@@ -44,7 +41,7 @@ def main() -> int:
     count = arguments.rounds or (QUICK_ROUNDS if arguments.quick else ROUNDS)
     noise = Noise()
     try:
-        disk = real_disk(_PLACES)
+        disk = real_disk(PLACES)
         with tempfile.TemporaryDirectory(prefix="bench-", dir=disk, ignore_cleanup_errors=True) as folder:
             results = rounds.run(
                 arguments.cases,
@@ -80,7 +77,7 @@ def _show_stages(console: Console, errors: Console) -> int:
     from scripts.benchmark import stages  # noqa: PLC0415 - it imports all of the dispatcher; nothing else here does
 
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-", dir=real_disk(_PLACES)) as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=real_disk(PLACES)) as folder:
             console.print(stages.table(stages.measure(Path(folder))))
     except BenchmarkFailed as exc:
         errors.print(f"no figures: {exc}", style="bold red", markup=False)

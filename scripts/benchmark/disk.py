@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmark.failures import BenchmarkFailed
+from scripts.benchmark.processes import ROOT
+
+#: where folders for data are made, on the first of them that is a disk
+PLACES = (Path(tempfile.gettempdir()), Path("/var/tmp"), ROOT)  # noqa: S108 - the folders are ours alone
 
 #: file systems that keep nothing
 IN_MEMORY = {"tmpfs", "ramfs", "devtmpfs"}

@@ -2,9 +2,10 @@
 
     python -m scripts.benchmark.own_receiver PORT HOST[,HOST]...
 
-It takes POSTs at every host: `/hang…` is never answered, `/fail…` gets 500, `/pause/N` gets 503 with `Retry-After: N`
-at its first attempt; all else gets 200. `GET /count` tells how many came, `GET /taken` how many of them got 200,
-`GET /arrivals` the numbers of all (64-bit integers) and then the moments (doubles, monotonic seconds), as they came.
+It takes POSTs at every host: `/hang…` is never answered, `/slow/N` gets 200 after N milliseconds, `/fail…` gets 500,
+`/pause/N` gets 503 with `Retry-After: N` at its first attempt; all else gets 200. `GET /count` tells how many came,
+`GET /taken` how many of them got 200, `GET /arrivals` the numbers of all (64-bit integers) and then the moments
+(doubles, monotonic seconds), as they came.
 """
 
 from __future__ import annotations
@@ -76,9 +77,14 @@ class _Connection(asyncio.Protocol):
             self._write(_FAILED)
         elif target.startswith(b"/pause/") and _FIRST_ATTEMPT.search(head):
             self._write(_paused(int(target.removeprefix(b"/pause/"))))
+        elif target.startswith(b"/slow/"):
+            asyncio.get_running_loop().call_later(int(target.removeprefix(b"/slow/")) / 1000, self._take)
         else:
-            self._arrivals.taken += 1
-            self._write(_OK)
+            self._take()
+
+    def _take(self) -> None:
+        self._arrivals.taken += 1
+        self._write(_OK)
 
     def _report(self, target: bytes) -> bytes:
         if target == b"/arrivals":

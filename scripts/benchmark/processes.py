@@ -77,19 +77,16 @@ class Child:
         return BenchmarkFailed(f"{self._log.stem} {what}\n{end}".rstrip())
 
     def usage(self) -> Usage:
-        """What it has used so far."""
+        """What it has used so far, and its children: their CPU time together, the memory of the largest."""
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            used = [_usage(pid) for pid in (str(self.pid), *children)]
+        except (OSError, KeyError):
             raise self.failure("is gone") from None
-        kib = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
-        if len(kib) < 2:
-            raise self.failure("is gone")
         return Usage(
-            cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
-            mib=int(kib["VmRSS"]) / 1024,
-            peak_mib=int(kib["VmHWM"]) / 1024,
+            cpu_s=sum(one.cpu_s for one in used),
+            mib=max(one.mib for one in used),
+            peak_mib=max(one.peak_mib for one in used),
         )
 
     def stop(self, patience: float = STOP_S) -> None:
@@ -103,6 +100,17 @@ class Child:
                 self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def _usage(pid: str) -> Usage:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    status = Path(f"/proc/{pid}/status").read_text()
+    kib = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
+    return Usage(
+        cpu_s=(int(fields[11]) + int(fields[12])) / _TICKS,
+        mib=int(kib["VmRSS"]) / 1024,
+        peak_mib=int(kib["VmHWM"]) / 1024,
+    )
 
 
 @contextmanager

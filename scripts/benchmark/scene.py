@@ -42,6 +42,8 @@ class Sizes:
     crowd: int = 20_000
     crowd_per_s: float = 50.0
     crowd_seconds: float = 16.0
+    #: deliveries that are drained to receivers that take their time, on PostgreSQL
+    slow_backlog: int = 10_000
     #: seconds of the load under which memory is watched, and stretches of it after each of which that is done
     soak_seconds: float = 1_800.0
     soak_stretches: int = 60
@@ -60,6 +62,7 @@ QUICK = Sizes(
     neighbours=200,
     crowd=500,
     crowd_seconds=3.0,
+    slow_backlog=500,
     soak_seconds=60.0,
     soak_stretches=12,
 )

@@ -95,9 +95,11 @@ class Dispatcher:
 
 
 @contextmanager
-def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Dispatcher]:
+def serving(
+    folder: Path, environment: Mapping[str, str] | None = None, *, options: Sequence[str] = ()
+) -> Iterator[Dispatcher]:
     """A dispatcher on a new data directory in `folder`."""
-    command = [*_COMMAND, "serve", "--dev", "--port", "0", "--data-dir", str(_data_dir(folder))]
+    command = [*_COMMAND, "serve", "--dev", "--port", "0", "--data-dir", str(_data_dir(folder)), *options]
     with processes.running(command, log=folder / "dispatcher.log", environment=environment, patience=STOP_S) as child:
         token = ""
         for line in child.lines():

@@ -9,13 +9,18 @@ from pathlib import Path
 from scripts.benchmark.processes import ROOT
 
 WRK, NGINX, REDIS, PACKAGES = "wrk", "nginx", "redis-server", "the packages of requirements-bench.lock"
+#: one of PostgreSQL's programs; the others are beside it
+POSTGRESQL = "initdb"
 #: the environment of the rivals
 BENCH_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 
 
 def program(name: str) -> str | None:
     """Where a program is."""
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    # Debian keeps those of PostgreSQL apart, by version.
+    apart = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parts[-2]), reverse=True)
+    places = [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", *map(str, apart)]
+    return shutil.which(name, path=":".join(places))
 
 
 def has(need: str) -> bool:

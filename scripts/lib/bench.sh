@@ -1,13 +1,14 @@
 # What scripts/bench needs besides our own environment. To be sourced after setup.sh and debian.sh.
 
 # command that must exist -> Debian package that brings it
-bench_needs="nginx:nginx wrk:wrk redis-server:redis-server"
+bench_needs="nginx:nginx wrk:wrk redis-server:redis-server initdb:postgresql"
 
 # Fails where a program cannot be had.
 setup_bench_programs() {
   local need missing=""
+  local programs=$PATH:/usr/sbin$(printf ':%s' /usr/lib/postgresql/*/bin)
   for need in $bench_needs; do
-    PATH=$PATH:/usr/sbin command -v "${need%%:*}" >/dev/null || missing="$missing ${need#*:}"
+    PATH=$programs command -v "${need%%:*}" >/dev/null || missing="$missing ${need#*:}"
   done
   if [ -z "$missing" ]; then return; fi
   # shellcheck disable=SC2086  # a list of package names

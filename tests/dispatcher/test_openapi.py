@@ -30,7 +30,7 @@ CHECKS = (
     "ignored_auth",
 )
 #: test cases for each operation and phase
-EXAMPLES = 15
+EXAMPLES = 6
 #: seconds
 MAX_TIME = 400
 SEED = 20_260_101

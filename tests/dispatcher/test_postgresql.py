@@ -96,15 +96,22 @@ async def asked(monkeypatch: pytest.MonkeyPatch, url: str, **options: Any) -> tu
         (
             "postgresql://u@/app?host=a,b&port=1,2&application_name=x",
             [
-                "postgresql://u@/app?host=a&port=1&application_name=x",
-                "postgresql://u@/app?host=b&port=2&application_name=x",
+                "postgresql://u@/app?target_session_attrs=read-write&host=a&port=1&application_name=x",
+                "postgresql://u@/app?target_session_attrs=read-write&host=b&port=2&application_name=x",
             ],
         ),
         (
             "postgresql:///app?host=a,b&port=1&application_name=x",
             [
-                "postgresql:///app?host=a&port=1&application_name=x",
-                "postgresql:///app?host=b&port=1&application_name=x",
+                "postgresql:///app?target_session_attrs=read-write&host=a&port=1&application_name=x",
+                "postgresql:///app?target_session_attrs=read-write&host=b&port=1&application_name=x",
+            ],
+        ),
+        (
+            "postgresql://a:1,b:2/app?target_session_attrs=any&application_name=x",
+            [
+                "postgresql://a:1/app?target_session_attrs=any&application_name=x",
+                "postgresql://b:2/app?target_session_attrs=any&application_name=x",
             ],
         ),
         (

@@ -32,7 +32,7 @@ ALL_OF_IT = 400.0
 EVENTS = 10_000
 #: Events in a batch, by turns: the deliveries of a small one are made at once, of a large one step by step, with a rest
 #: after each step.
-IN_BATCH = (*(100,) * 20, 400)
+IN_BATCH = (*(100,) * 30, 400)
 SUBSCRIPTIONS = 50
 
 

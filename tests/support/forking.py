@@ -3,7 +3,7 @@
 A new interpreter for each would spend most of the tests' time on imports. What is forked is a process of its own like
 any other: with its own id, files, environment, directory and end. The command itself, from the start of Python on, is
 run by tests/dispatcher/test_cli.py (the port it picks), tests/dispatcher/test_docs.py (the README's first delivery), by
-the tests of scripts and of the demo, and wherever a server is started with `prefix` or as a `real_start`.
+tests/e2e/test_image.py, the tests of the demo, and wherever a server is started with `prefix` or as a `real_start`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from scripts.benchmark.cases import backlogs, delays, soak, throughput
+from scripts.benchmark.cases import backlogs, delays, shared, soak, throughput
 
-ALL = {case.name: case for case in (*throughput.CASES, *delays.CASES, *backlogs.CASES, *soak.CASES)}
+ALL = {case.name: case for case in (*throughput.CASES, *delays.CASES, *backlogs.CASES, *shared.CASES, *soak.CASES)}

@@ -39,22 +39,25 @@ QUIET_S = 10.0
 
 def _drain(scene: Scene) -> Figures:
     with receiving(scene.folder) as receiver, serving(scene.folder) as dispatcher:
-        return _drained(scene, dispatcher, receiver)
+        return drained(scene, dispatcher, receiver, scene.sizes.backlog)
 
 
-def _drained(scene: Scene, dispatcher: Dispatcher, receiver: Receiver) -> Figures:
-    before = _accept_backlog(scene, dispatcher, receiver)
+def drained(scene: Scene, dispatcher: Dispatcher, receiver: Receiver, size: int, *, path: str = "/results") -> Figures:
+    """Have a backlog of this size accepted, and measure how it is drained."""
+    before = _accept_backlog(scene, dispatcher, receiver, size, path)
     opened = _until_open(receiver, before)
     used = dispatcher.usage()
     # One more than the backlog: the delivery that was refused for the pause.
-    count = scene.sizes.backlog + 1
+    count = size + 1
     ended = delivered(dispatcher, receiver, before, count, refused=1)
     return {"per_s": count / (ended - opened), "deliveries": count, **used_since(dispatcher, used.cpu_s, count)}
 
 
-def _accept_backlog(scene: Scene, dispatcher: Dispatcher, receiver: Receiver) -> Count:
+def _accept_backlog(
+    scene: Scene, dispatcher: Dispatcher, receiver: Receiver, size: int, path: str = "/results"
+) -> Count:
     """Pause an endpoint's lane and have a backlog accepted; returns what was counted before."""
-    url, size = f"{receiver.origins[0]}/results", scene.sizes.backlog
+    url = f"{receiver.origins[0]}{path}"
     trial = dispatcher.job(items=max(1, round(size * TRIAL)), urls=[url], **BULK)
     pace = deliver_all(scene, dispatcher, receiver, trial).per_s
     before = Count.now(dispatcher, receiver)
@@ -102,10 +105,10 @@ def _beside(scene: Scene, waiting: int) -> Figures:
         shape = {"urls": [f"{receiver.origins[0]}/results"], "connections": scene.sizes.connections}
         deliver_all(scene, dispatcher, receiver, dispatcher.job(items=scene.sizes.warm_up, **shape))
         figures = throughput(scene, dispatcher, receiver, dispatcher.job(seconds=scene.sizes.seconds, **shape))
-        drained = _drained(scene, dispatcher, receiver)
+        backlog = drained(scene, dispatcher, receiver, scene.sizes.backlog)
         if other.ledger()["pending"] != waiting + bool(waiting):
             raise BenchmarkFailed("the rows that were to wait did not")
-        return {**figures, "drain_per_s": drained["per_s"], "peak_mib": drained["peak_mib"], "waiting": waiting}
+        return {**figures, "drain_per_s": backlog["per_s"], "peak_mib": backlog["peak_mib"], "waiting": waiting}
 
 
 def _overdue(scene: Scene) -> Figures:
@@ -118,7 +121,7 @@ def _overdue(scene: Scene) -> Figures:
         urls, moments = [f"{origin}/results" for origin in quiet.origins], scene.folder / "moments"
         deliver_all(scene, dispatcher, quiet, dispatcher.job(items=sizes.quiet, urls=urls))
         met = len(quiet.arrivals())
-        before, used = _accept_backlog(scene, dispatcher, busy), dispatcher.usage()
+        before, used = _accept_backlog(scene, dispatcher, busy, sizes.backlog), dispatcher.usage()
         opened = _until_open(busy, before)
         posts = math.ceil(min(QUIET_S, sizes.backlog / 4_000) * sizes.quiet_per_s)
         outcome = generate(

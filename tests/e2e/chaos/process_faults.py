@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.e2e.chaos import books
 from tests.e2e.chaos.faults import Cause, Fault, accepted_again
-from tests.e2e.chaos.processes import SESSION_TTL, Clock, Process, local_ports
+from tests.e2e.chaos.processes import SEND_TIMEOUT, SESSION_TTL, Clock, Process, local_ports
 from tests.e2e.chaos.scene import Scene
 from tests.e2e.chaos.waiting import until
 from tests.e2e.chaos.watch import Session
@@ -76,8 +76,8 @@ async def freeze_worker(scene: Scene, fault: Fault, dice: random.Random) -> None
     fault.recovered = back
     if back is None:
         fault.wrong.append("a process that went on got no new session")
-    # What it had begun has ended by now: a send takes a second.
-    await asyncio.sleep(2)
+    # What it had begun has ended by then.
+    await asyncio.sleep(SEND_TIMEOUT + 1)
     found, wrong = books.strays(scene.arrivals, fault.leases, after=went_on, open_ports=ports)
     fault.wrong += wrong
     fault.strays = found.requests
@@ -102,7 +102,7 @@ async def freeze_briefly(scene: Scene, fault: Fault, dice: random.Random) -> Non
     pid = process.pid
     await _freeze(process)
     held, state = scene.watch.leases(pid), _state(pid)
-    for_seconds = dice.uniform(1.5, 5)
+    for_seconds = dice.uniform(SEND_TIMEOUT + 0.5, SEND_TIMEOUT + 4)
     await asyncio.sleep(for_seconds)
     process.signal(signal.SIGCONT)
     at = time.monotonic()
@@ -146,7 +146,7 @@ async def turn_clock(scene: Scene, fault: Fault, dice: random.Random) -> None:
     clock = worker.clock
     assert clock is not None
     if clock.monotonic:
-        await _restart(worker, Clock(scene.folder / "clock", clock.library, monotonic=False), offset=0)
+        await _restart(worker, fault, Clock(scene.folder / "clock", clock.library, monotonic=False), offset=0)
     assert worker.clock is not None
     worker.clock.set(dice.choice((-1, 1)) * dice.randint(600, FAR))
     await _is_off(scene, fault, worker.clock.offset)
@@ -157,12 +157,13 @@ async def start_with_another_clock(scene: Scene, fault: Fault, dice: random.Rand
     worker = scene.workers[-1]
     assert worker.clock is not None
     offset = dice.choice((-1, 1)) * dice.randint(600, FAR)
-    await _restart(worker, Clock(scene.folder / "clock", worker.clock.library, monotonic=True), offset=offset)
+    await _restart(worker, fault, Clock(scene.folder / "clock", worker.clock.library, monotonic=True), offset=offset)
     await _is_off(scene, fault, offset)
 
 
-async def _restart(worker: Process, clock: Clock, *, offset: int) -> None:
-    await worker.stop()
+async def _restart(worker: Process, fault: Fault, clock: Clock, *, offset: int) -> None:
+    if status := await worker.stop():
+        fault.wrong.append(f"{worker.name} ended with status {status}")
     clock.set(offset)
     worker.clock = clock
     await worker.start()

@@ -16,17 +16,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from tests.e2e.chaos.waiting import surely
+from tests.e2e.chaos.waiting import surely, until
 from tests.support import forking
 from tests.support.forking import ROOT, Forked
 from tests.support.patience import PATIENCE
 
-#: seconds that a session lives without a heartbeat: the least that a send of a second allows for
-SESSION_TTL = 12
+#: seconds that a send may take, and that a session lives without a heartbeat: the least that such a send allows for
+SEND_TIMEOUT = 2
+SESSION_TTL = 2 * (SEND_TIMEOUT + 5)
+#: seconds until a process must have ended that was told to
+STOPPED_WITHIN = 60.0
 SETTINGS = {
     # Nothing here is to be given up: receivers are back within seconds, and the last delay comes again and again.
     "retry_schedule": "[" + ",".join(["0.3", "0.5", "1", "1", "2", "2", "3", "3", *["4"] * 42]) + "]",
-    "send_timeout": "1",
+    "send_timeout": str(SEND_TIMEOUT),
     "session_ttl": str(SESSION_TTL),
     "grace": "5",
     "database_timeout": "10",
@@ -137,8 +140,10 @@ class Process:
         await self.ended()
 
     async def stop(self) -> int:
-        """SIGTERM, and wait until it has ended by itself; its exit status."""
+        """SIGTERM, and wait until it has ended by itself; its exit status. One that does not end is killed."""
         self.signal(signal.SIGTERM)
+        if await until(lambda: not self.running, within=STOPPED_WITHIN) is None:
+            self.signal(signal.SIGKILL)
         return await self.ended()
 
     async def ended(self) -> int:

@@ -14,7 +14,7 @@ from tests.e2e.chaos.scene import Scene
 from tests.e2e.chaos.waiting import until
 
 #: seconds until somebody must have met it, and until it is sent to again
-MET_WITHIN = 60.0
+MET_WITHIN = 180.0
 
 
 async def change_mood(scene: Scene, fault: Fault, dice: random.Random, mood: Mood) -> None:

@@ -30,6 +30,11 @@ def upgrade() -> None:
         sa.Column("refused_at", sa.BigInteger(), nullable=True),
         sa.Column("problem", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
+        postgresql_with={
+            "autovacuum_vacuum_scale_factor": 0.01,
+            "autovacuum_vacuum_threshold": 1000,
+            "autovacuum_analyze_scale_factor": 0.02,
+        },
     )
     untaken, refused = sa.text("refused_at IS NULL"), sa.text("refused_at IS NOT NULL")
     op.create_index("ix_outbox_untaken", "outbox", ["account", "seq"], sqlite_where=untaken, postgresql_where=untaken)
