@@ -12,7 +12,7 @@ from dispatcher.cli.running import DataDir, read_settings, run
 from dispatcher.cli.speaking import fail, warn
 from dispatcher.config import Settings, unknown_variables
 from dispatcher.errors import ConfigError
-from dispatcher.leash import Leash
+from dispatcher.serving.leash import Leash
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -64,7 +64,7 @@ def run_as(role: str | None, leash: str | None, *, processors: list[str] | None,
 
 
 def _run_one(settings: Settings, leash: str | None = None) -> None:
-    from dispatcher.server import serve as run_server  # noqa: PLC0415
+    from dispatcher.serving.server import serve as run_server  # noqa: PLC0415
 
     if leash is None:
         run(run_server(settings))
@@ -78,7 +78,7 @@ def _run_one(settings: Settings, leash: str | None = None) -> None:
 
 
 def _run_several(settings: Settings) -> None:
-    from dispatcher.supervisor import supervise  # noqa: PLC0415
+    from dispatcher.serving.supervisor import supervise  # noqa: PLC0415
 
     # What stands in the working directory is no module of theirs if it is none of ours: `-m` alone would have it so.
     options = () if str(Path.cwd()) in sys.path else ("-P",)

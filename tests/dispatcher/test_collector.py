@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, weakref
-from dispatcher import collector
+from dispatcher.serving import collector
 
 class Node:
     pass

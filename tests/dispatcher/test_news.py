@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from dispatcher.hearing import Ear
 from dispatcher.models import Outcome, lane_of, ping_lane_of
 from dispatcher.parcels import CHANNEL
+from dispatcher.serving.hearing import Ear
 from dispatcher.store import Store, direct, subscribing
 from dispatcher.store.news import MAX_BYTES, News, decoded
 from dispatcher.store.records import TaskClaim

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import sqlalchemy as sa
 
-from dispatcher import server
 from dispatcher.account_cache import AccountCache
 from dispatcher.config import load
 from dispatcher.delivery.engine import Engine
@@ -17,6 +16,7 @@ from dispatcher.egress import EgressPolicy
 from dispatcher.heartbeat import Heartbeat
 from dispatcher.installation import open_installation
 from dispatcher.models import lane_of
+from dispatcher.serving import server
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import LeasedDelivery

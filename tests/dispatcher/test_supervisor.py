@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher import supervisor
-from dispatcher.listening import listen
-from dispatcher.supervisor import Supervisor
+from dispatcher.serving import supervisor
+from dispatcher.serving.listening import listen
+from dispatcher.serving.supervisor import Supervisor
 from tests.support.patience import PATIENCE
 
 #: how a child, in bash, says that it takes requests

@@ -28,7 +28,13 @@ from tests.support.fork_client import ask
 ROOT = Path(__file__).parents[2]
 #: what `dispatcher` imports, sooner or later: of ours, and of others what is only imported once it is used
 DISPATCHER = (
-    *("dispatcher.cli.*", "dispatcher.server", "dispatcher.supervisor", "dispatcher.store.*", "subscriptions.*"),
+    *(
+        "dispatcher.cli.*",
+        "dispatcher.serving.server",
+        "dispatcher.serving.supervisor",
+        "dispatcher.store.*",
+        "subscriptions.*",
+    ),
     *("aiosqlite", "alembic.command", "anyio.streams.stapled", "anyio.streams.tls", "apscheduler.executors.asyncio"),
     *("httptools", "pydantic.v1", "sqlalchemy.dialects.sqlite.aiosqlite", "typer.rich_utils"),
     *("uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl", "uvloop"),

@@ -21,8 +21,8 @@ from prometheus_client import multiprocess
 from dispatcher.config import Settings
 from dispatcher.errors import ConfigError
 from dispatcher.installation import open_installation
-from dispatcher.leash import Child
-from dispatcher.listening import dev_token, listen, say_ready
+from dispatcher.serving.leash import Child
+from dispatcher.serving.listening import dev_token, listen, say_ready
 
 log = structlog.get_logger(__name__)
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from dispatcher import collector, metrics
+from dispatcher import metrics
 from dispatcher.account_cache import AccountCache
 from dispatcher.api.app import create_app, create_worker_app
 from dispatcher.api.auth import Authenticator
@@ -35,16 +35,17 @@ from dispatcher.delivery.tls import client_context
 from dispatcher.delivery.transport import Transport
 from dispatcher.egress import EgressPolicy
 from dispatcher.errors import ConfigError, DispatcherError
-from dispatcher.hearing import hearing
 from dispatcher.heartbeat import Heartbeat
-from dispatcher.http_server import HttpServer
 from dispatcher.installation import Installation, open_installation, sole_server
-from dispatcher.leash import Leash
-from dispatcher.listening import dev_token, listen, say_ready
 from dispatcher.loops import repeat
 from dispatcher.maintenance import Maintenance
 from dispatcher.processors.engine import TaskEngine
 from dispatcher.processors.registry import Registry, load_processors
+from dispatcher.serving import collector
+from dispatcher.serving.hearing import hearing
+from dispatcher.serving.http_server import HttpServer
+from dispatcher.serving.leash import Leash
+from dispatcher.serving.listening import dev_token, listen, say_ready
 from dispatcher.store import Store
 from dispatcher.store.news import News
 
