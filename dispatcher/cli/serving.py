@@ -29,7 +29,7 @@ LeashText = Annotated[str | None, typer.Option("--leash", hidden=True)]
 def serve(
     *,
     role: Annotated[
-        str | None, typer.Option(help="all, or api: what it accepts, workers deliver (PostgreSQL) [all].")
+        str | None, typer.Option(help="all (the default), or api: what it accepts, workers deliver (PostgreSQL).")
     ] = None,
     workers: Workers = None,
     host: Host = None,

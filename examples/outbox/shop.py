@@ -2,7 +2,8 @@
 
     python -m examples.outbox.shop postgresql+asyncpg://shop@localhost/shop tea https://api.example.com/receipts/eyJ…
 
-Its tables are in its own schema; those of the dispatcher are in the schema `dispatcher` of the same database.
+Its tables are in its own schema, `shop`; those of the dispatcher are in the schema `dispatcher` of the same database.
+`--dev` is for a dispatcher that runs with `--dev`, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
-from dispatcher.outbox import Outbox
+from dispatcher.outbox import EgressPolicy, Outbox
 
 #: who publishes, as the dispatcher knows it
 ACCOUNT = "acme"
@@ -54,12 +55,15 @@ async def place_order_async(session: AsyncSession, outbox: Outbox, item: str, re
     return order
 
 
-async def main(url: str, item: str, receipt_url: str) -> None:
-    """Place one order."""
+async def main(url: str, item: str, receipt_url: str, *, dev: bool) -> None:
+    """Place one order. Makes the shop's table first, if it is not there."""
+    outbox = Outbox(schema="dispatcher", policy=EgressPolicy.dev() if dev else EgressPolicy())
     engine = create_async_engine(url)
     try:
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
         async with AsyncSession(engine) as session, session.begin():
-            order = await place_order_async(session, Outbox(schema="dispatcher"), item, receipt_url)
+            order = await place_order_async(session, outbox, item, receipt_url)
         print(f"order {order} is placed")
     finally:
         await engine.dispose()
@@ -69,4 +73,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Place an order.")
     for name in ("url", "item", "receipt_url"):
         parser.add_argument(name)
+    parser.add_argument("--dev", action="store_true", help="admit http and loopback addresses")
     asyncio.run(main(**vars(parser.parse_args())))

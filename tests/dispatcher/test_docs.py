@@ -655,6 +655,37 @@ def seen_in(shown: str) -> list[dict[str, Any]]:
     return requests
 
 
+def test_more_than_one_process_of_the_readme(bare_postgres_url: str, tmp_path: Path) -> None:
+    text = section((ROOT / "README.md").read_text("utf-8"), "## More than one process")
+    _, started, look = blocks(text, "sh")
+    ports = {port: free_port() for port in ("8080", "8081", "8082", "8083", "8084")}
+    environment = {
+        **os.environ,
+        "DATABASE_URL": bare_postgres_url,
+        "DISPATCHER_DATA_DIR": str(tmp_path / "data"),
+        "DISPATCHER_LOG_LEVEL": "error",
+    }
+
+    def on_free_ports(code: str) -> str:
+        return re.sub(r"\b808[0-4]\b", lambda match: ports[match[0]], code)
+
+    api, one, other, receiver = on_free_ports(started).splitlines()
+    lines: list[str] = []
+    with (
+        printing(f"{api} --port {ports['8080']}", environment, until_line="dispatcher ready on", lines=lines),
+        printing(f"{one} --port {ports['8081']}", environment, until_line="dispatcher worker ready", lines=lines),
+        printing(other, environment, until_line="dispatcher worker ready", lines=lines),
+        printing(f"{receiver} --control-port {ports['8082']}", environment, until_line="receiver ready", lines=lines),
+    ):
+        [token] = [line.removeprefix("token ") for line in lines if line.startswith("token ")]
+        post, inbox, workers = on_free_ports(look).splitlines()
+        assert "202 Accepted" in shell(post, {**environment, "TOKEN": token})
+        [received] = until(lambda: json.loads(shell(inbox, environment))["items"])
+        shown = shell(workers, environment)
+    assert received["status"] == 202
+    assert [shown.count(f" {role} ") for role in ("api", "worker")] == [1, 2]
+
+
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_links_lead_somewhere(file: Path) -> None:
     def anchors(target: Path) -> set[str]:
