@@ -154,10 +154,13 @@ class OutboxTaker:
             # Whatever it is, the other rows have their turn.
             if len(items) > 1:
                 middle = len(items) // 2
-                return [*await self._take(items[:middle]), *await self._take(items[middle:])]
+                taken_first = await self._take(items[:middle])
+                return [*taken_first, *await self._take(_not_overtaking(items[:middle], taken_first, items[middle:]))]
             [item] = items
             if isinstance(item, Refusal):
-                raise
+                # Not even that can be written. Its account's rows wait, and those of the others go on.
+                log.exception("outbox_row_stuck", outbox_id=item.row.id, account=item.row.account)
+                return []
             return await self._take([_at_fault(item.row, exc)])
         self._tell(taken)
         return [taken]
@@ -170,6 +173,14 @@ class OutboxTaker:
         for one in taken.refused:
             log.warning("outbox_refused", outbox_id=one.row.id, account=one.row.account, problem=one.problem["type"])
         self._expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
+
+
+def _not_overtaking(earlier: Sequence[Item], taken: Sequence[Taken], later: Sequence[Item]) -> list[Item]:
+    """Those of `later` that do not go before one of their account's that still waits: another process was at it, or
+    its plan was out of date."""
+    over = {id_ for one in taken for id_ in (*one.done, *(refusal.row.id for refusal in one.refused))}
+    waiting = {item.row.account for item in earlier if item.row.id not in over}
+    return [item for item in later if item.row.account not in waiting]
 
 
 def _at_fault(row: Row, error: Exception) -> Refusal:
