@@ -110,9 +110,11 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
     if not ids:
         return 0
     # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.
-    theirs = list(
-        await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART))
-    )
+    query = sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART)
+    if table is tasks:
+        # A task's first delivery holds the bytes of all: while another is there to be sent again, it is there.
+        query = query.order_by(deliveries.c.redelivery_of.is_(None))
+    theirs = list(await tx.connection.scalars(query))
     dialect = tx.connection.dialect.name
     tries, content = partitions.rest(attempts, dialect), partitions.rest(bodies, dialect)
     await tx.connection.execute(sa.delete(tries).where(tries.c.delivery_id.in_(theirs)))
