@@ -117,6 +117,10 @@ class OutboxTaker:
         return Task(row=row, task=task, rows=intake.rows_of(task, self._store.keyring), key=key, answer=answer)
 
     async def _event(self, row: Row) -> Event:
+        for name in ("sealed", "idempotency_key"):
+            if getattr(row, name) is not None:
+                # Were it passed over, what its writer takes for the same event would be another.
+                raise invalid(f"/{name}", "is for tasks; an event has an id")
         event, key = self._reader.event(self._request(row, b"{}"), account=row.account, trace=row.traceparent)
         roster = await self._store.roster(row.account)
         async with self._store.planning(row.account):

@@ -373,6 +373,7 @@ BY_HAND: dict[str, tuple[dict[str, Any], tuple[str, list[str]]]] = {
     "a payload with more behind it": ({"payload": b'1,"type":"b"'}, ("invalid-json", ["/payload"])),
     "fields that are too large": ({"fields": b" " * 200_000 + b'{"type":"a"}'}, ("too-large", ["/fields"])),
     "a trace context that is none": ({"traceparent": "x"}, ("validation", ["/traceparent"])),
+    "an event with a key of tasks": ({"idempotency_key": "k"}, ("validation", ["/idempotency_key"])),
     "an account without a name": ({"account": ""}, ("not-found", [])),
 }
 
