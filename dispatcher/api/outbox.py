@@ -154,8 +154,7 @@ class OutboxTaker:
             )
         except StoreUnavailable:
             raise
-        except Exception as exc:
-            # Whatever it is, the other rows have their turn.
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other rows have their turn
             if len(items) > 1:
                 middle = len(items) // 2
                 taken_first = await self._take(items[:middle])
@@ -163,7 +162,8 @@ class OutboxTaker:
             [item] = items
             if isinstance(item, Refusal):
                 # Not even that can be written. Its account's rows wait, and those of the others go on.
-                log.exception("outbox_row_stuck", outbox_id=item.row.id, account=item.row.account)
+                error = type(exc).__qualname__
+                log.error("outbox_row_stuck", outbox_id=item.row.id, account=item.row.account, error=error)
                 return []
             return await self._take([_at_fault(item.row, exc)])
         self._tell(taken)

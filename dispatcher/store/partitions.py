@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.errors import StoreUnavailable
 from dispatcher.ids import id_floor
+from dispatcher.store.clock import not_before
 from dispatcher.store.database import Database, now_ms
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.tables import attempts, bodies, deliveries, events, tasks
@@ -158,7 +159,7 @@ async def _drop_old(database: Database, table: sa.Table, age_ms: int) -> int:
     async with database.read() as connection:
         now = await connection.scalar(sa.select(now_ms())) or 0
         found = await partitions(connection, table)
-    over = id_floor(now - max(age_ms, KEPT_MS))
+    over = id_floor(not_before(now) - max(age_ms, KEPT_MS))
     for partition in found:
         if partition.end <= over:
             dropped += await _drop(database, table, partition)

@@ -10,6 +10,7 @@ from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import partitions, settling, work
+from dispatcher.store.clock import not_before
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
@@ -82,7 +83,7 @@ async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
 
 
 async def _delete_old(tx: Transaction, age_ms: int) -> int:
-    cutoff = tx.now - age_ms
+    cutoff = not_before(tx.now) - age_ms
     deleted = [await _delete_sources(tx, table, cutoff) for table in (tasks, events)]
     return sum(deleted) + await _delete_subscriptions(tx, cutoff) + await _delete_redeliveries(tx, cutoff)
 

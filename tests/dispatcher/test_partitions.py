@@ -133,6 +133,18 @@ async def test_what_is_over_and_old_goes_with_all_that_belongs_to_it(store: Stor
     assert (counts["accepted"], counts["delivered"]) == (2, 2)
 
 
+async def test_nothing_is_old_that_is_so_by_one_clock_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumped ahead deletes nothing for good, whether it is the database's or this machine's."""
+    await delivered(store)
+    await age(store, 10)
+    monkeypatch.setattr("dispatcher.store.clock.time.time_ns", lambda: (int(time.time()) - 8 * 86_400) * 10**9)
+    await upkeep(store)
+    assert (await left(store))["tasks"] == 1
+    monkeypatch.undo()
+    await upkeep(store)
+    assert set((await left(store)).values()) == {0}
+
+
 async def test_what_is_still_needed_stays_until_it_is_not(store: Store) -> None:
     """A delivery that can still move, with its attempts, and what is held for another of the same event."""
     slow = await subscribe(store)
