@@ -60,7 +60,8 @@ async def keep(database: Database, age_ms: int) -> int:
     """
     if not database.is_partitioned:
         return 0
-    done, trouble = 0, None
+    done = 0
+    trouble: StoreUnavailable | None = None
     for table in _NEEDED:
         for step in (_make, _drop_old):
             try:

@@ -442,7 +442,8 @@ async def test_after_a_fault_no_row_goes_before_an_earlier_one_of_its_account(
     async with engine.begin() as connection:
         for n in range(4):
             await publish_event(connection, ACCOUNT, "order.paid", n)
-    take, steps = store.take_outbox, []
+    take = store.take_outbox
+    steps: list[int] = []
 
     async def failing(batch: Batch) -> Taken:
         steps.append(len(batch.items))

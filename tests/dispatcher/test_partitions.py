@@ -194,7 +194,9 @@ async def test_a_task_goes_with_its_first_delivery_which_has_its_bytes(
     assert await store.delete_old(AGE) == 1
     assert (await left(store))["deliveries"] == 1
     with pytest.raises(Problem):
-        await store.redeliver(ACCOUNT, older(again.id, 10), None)
+        await store.redeliver(ACCOUNT, older(one.id, 10), None)
+    with pytest.raises(Problem, match="no such task"):
+        await store.cancel_task(ACCOUNT, older(task.id, 10))
     await upkeep(store)
     assert set((await left(store)).values()) == {0}
 
