@@ -52,7 +52,7 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Tracebacks are plain: a rich one would print local variables, and those may be secrets.
-    plain = [] if console else [structlog.processors.format_exc_info]
+    plain: list[structlog.typing.Processor] = [_tamed] if console else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*shared, *plain, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -72,6 +72,17 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
     root.setLevel(max(threshold, logging.WARNING))
     for name in _TELLTALES:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def _tamed(_logger: object, _method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A line that does nothing to a terminal, whatever name somebody has written into a row of the outbox."""
+    return {name: _harmless(value) if isinstance(value, str) else value for name, value in line.items()}
+
+
+def _harmless(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def _timestamp(now: float) -> str:

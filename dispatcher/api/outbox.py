@@ -117,6 +117,10 @@ class OutboxTaker:
         return Task(row=row, task=task, rows=intake.rows_of(task, self._store.keyring), key=key, answer=answer)
 
     async def _event(self, row: Row) -> Event:
+        for name in ("sealed", "idempotency_key"):
+            if getattr(row, name) is not None:
+                # Were it passed over, what its writer takes for the same event would be another.
+                raise invalid(f"/{name}", "is for tasks; an event has an id")
         event, key = self._reader.event(self._request(row, b"{}"), account=row.account, trace=row.traceparent)
         roster = await self._store.roster(row.account)
         async with self._store.planning(row.account):
@@ -150,14 +154,17 @@ class OutboxTaker:
             )
         except StoreUnavailable:
             raise
-        except Exception as exc:
-            # Whatever it is, the other rows have their turn.
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the other rows have their turn
             if len(items) > 1:
                 middle = len(items) // 2
-                return [*await self._take(items[:middle]), *await self._take(items[middle:])]
+                taken_first = await self._take(items[:middle])
+                return [*taken_first, *await self._take(_not_overtaking(items[:middle], taken_first, items[middle:]))]
             [item] = items
             if isinstance(item, Refusal):
-                raise
+                # Not even that can be written. Its account's rows wait, and those of the others go on.
+                error = type(exc).__qualname__
+                log.error("outbox_row_stuck", outbox_id=item.row.id, account=item.row.account, error=error)
+                return []
             return await self._take([_at_fault(item.row, exc)])
         self._tell(taken)
         return [taken]
@@ -170,6 +177,14 @@ class OutboxTaker:
         for one in taken.refused:
             log.warning("outbox_refused", outbox_id=one.row.id, account=one.row.account, problem=one.problem["type"])
         self._expect(taken.deliveries + sum(task.body is not None for task in taken.tasks))
+
+
+def _not_overtaking(earlier: Sequence[Item], taken: Sequence[Taken], later: Sequence[Item]) -> list[Item]:
+    """Those of `later` that do not go before one of their account's that still waits: another process was at it, or
+    its plan was out of date."""
+    over = {id_ for one in taken for id_ in (*one.done, *(refusal.row.id for refusal in one.refused))}
+    waiting = {item.row.account for item in earlier if item.row.id not in over}
+    return [item for item in later if item.row.account not in waiting]
 
 
 def _at_fault(row: Row, error: Exception) -> Refusal:

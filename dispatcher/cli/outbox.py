@@ -15,6 +15,7 @@ from rich.text import Text
 
 from dispatcher.bodies import rfc3339
 from dispatcher.cli.running import DataDir, actor, opened, read_settings, run
+from dispatcher.cli.showing import plain
 from dispatcher.cli.speaking import Json, Yes, confirm, fail, warn
 from dispatcher.installation import Installation
 from dispatcher.store import outbox, outbox_keys
@@ -73,9 +74,12 @@ def list_refused(as_json: Json = False, data_dir: DataDir = None) -> None:
     """List rows that could not be taken, and why, the oldest first. Never what is sealed in them."""
 
     async def read(installation: Installation) -> list[sa.RowMapping]:
-        return await outbox.list_refused(installation.database, limit=LISTED)
+        return await outbox.list_refused(installation.database, limit=LISTED + 1)
 
     found = [_shown(row) for row in _carry_out(read, data_dir)]
+    if len(found) > LISTED:
+        warn(f"there are more; these are the first {LISTED}")
+        found = found[:LISTED]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -83,7 +87,7 @@ def list_refused(as_json: Json = False, data_dir: DataDir = None) -> None:
     for row in found:
         cells = (row["id"], row["account"], row["kind"], row["refused_at"], _said(row["problem"]))
         # Whoever writes rows by hand shall not draw on this terminal.
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     Console().print(table)
 
 
@@ -127,10 +131,18 @@ def _carry_out(work: Callable[[Installation], Awaitable[T]], data_dir: Path | No
 def _shown(row: sa.RowMapping) -> dict[str, Any]:
     return {
         **{name: row[name] for name in ("id", "account", "kind")},
-        "created_at": rfc3339(row["created_at"]),
+        "created_at": _moment(row["created_at"]),
         "refused_at": rfc3339(row["refused_at"]),
         "problem": row["problem"],
     }
+
+
+def _moment(unix_ms: int) -> str | None:
+    """As text, where there is such a moment: whoever writes rows by hand may say what they like."""
+    try:
+        return rfc3339(unix_ms)
+    except OverflowError:
+        return None
 
 
 def _said(problem: dict[str, Any]) -> str:

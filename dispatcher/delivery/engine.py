@@ -165,7 +165,8 @@ class Engine:
         for lane in news.lanes:
             self._wake_for(lane)
         for key, seconds in news.pauses.items():
-            self._pause(self._lanes.get(key), seconds)
+            if self._lanes.has_place(key):
+                self._pause(self._lanes.get(key), seconds)
         if news.more:
             self._scan_wanted.set()
 

@@ -254,6 +254,12 @@ class Lanes:
             self._lanes.move_to_end(key)
         return lane
 
+    def has_place(self, key: str) -> bool:
+        """Whether a pause of this lane may be remembered. It is told by whoever may speak on the database's channel,
+        and of lanes that there are not: they shall not take the memory of all.
+        """
+        return key in self._lanes or len(self._lanes) < IDLE_LANES
+
     def has_memory(self, size: int = 0) -> bool:
         """Whether bodies of `size` more bytes may be held."""
         return self.bytes + size <= self._max_bytes

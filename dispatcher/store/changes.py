@@ -55,6 +55,8 @@ async def _cancel(tx: Transaction, wish: Cancellation) -> Problem | None:
         await work.end_without_result(tx, [task["id"]], TaskState.CANCELLED, DeliveryState.CANCELLED, "cancelled")
         return None
     delivery = await _latest(tx, task)
+    if delivery is None:
+        return _no_task()
     if delivery.state == DeliveryState.LEASED:
         await _mark(tx, delivery.id, Mark.CANCEL)
     elif delivery.state in {DeliveryState.PENDING, DeliveryState.HELD}:
@@ -76,6 +78,8 @@ async def _replace_callback(tx: Transaction, wish: NewCallback) -> Problem | str
     if task["state"] in {TaskState.EXPIRED, TaskState.CANCELLED}:
         return Problem("conflict", f"The task is {task['state']} and has no result to deliver.")
     delivery = await _latest(tx, task)
+    if delivery is None:
+        return _no_task()
     if delivery.mark == Mark.CANCEL:
         return Problem("conflict", "The delivery is being cancelled.")
     lane = lane_of(wish.account, wish.callback.origin)
@@ -108,11 +112,9 @@ async def _delivery(tx: Transaction, delivery_id: str) -> sa.Row[Any] | None:
     return rows.one_or_none()
 
 
-async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.Row[Any]:
-    delivery = await _delivery(tx, task["delivery_id"])
-    if delivery is None:
-        raise LookupError("a task without its delivery")
-    return delivery
+async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.Row[Any] | None:
+    """A task's latest delivery; None while the task is being deleted, part by part."""
+    return await _delivery(tx, task["delivery_id"])
 
 
 async def _mark(tx: Transaction, delivery_id: str, mark: Mark) -> None:

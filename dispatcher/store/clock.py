@@ -12,6 +12,14 @@ import time
 MAX_TRIP = 1.0
 
 
+def not_before(now: int) -> int:
+    """The earlier of the database's moment and this machine's, milliseconds since the epoch.
+
+    What is deleted is gone: nothing is old because one clock jumped ahead.
+    """
+    return min(now, time.time_ns() // 1_000_000)
+
+
 class DatabaseClock:
     """Tells the database's time. Until it has been told that, it goes by the machine's."""
 

@@ -131,9 +131,9 @@ async def waiting(database: Database, keyring: Keyring, *, after: str, max_body:
     line. Of a payload no more is read than a byte over `max_body`.
     """
     async with database.read() as connection:
-        names = list(await connection.scalars(_NEXT_ACCOUNTS, {"after": after}))
-        if not names and after:
-            names = list(await connection.scalars(_NEXT_ACCOUNTS, {"after": ""}))
+        names = list(await connection.scalars(_NEXT_ACCOUNTS, {"after": after})) if after else []
+        if not names:
+            names = list(await connection.scalars(_FIRST_ACCOUNTS))
         if not names:
             return Waiting(rows=[], keys=KeyPairs({}), last="")
         known = set(await connection.scalars(sa.select(accounts.c.id).where(accounts.c.id.in_(names))))
@@ -167,23 +167,33 @@ def _first(account: str, limit: int, max_body: int) -> sa.Select[Any]:
     )
 
 
-def _next_accounts() -> sa.Select[Any]:
-    """The next accounts that have rows: a loose index scan, which hops from account to account."""
+def _next_accounts(*, beyond: sa.ColumnElement[str] | None) -> sa.Select[Any]:
+    """The next accounts that have rows: a loose index scan, which hops from account to account.
+
+    The first ones of all are not those beyond an empty name: written by hand, a row may have that.
+    """
+    first = sa.select(sa.func.min(outbox.c.account)).where(is_untaken)
 
     def first_after(account: sa.ColumnElement[str]) -> sa.ScalarSelect[str]:
-        return sa.select(sa.func.min(outbox.c.account)).where(outbox.c.account > account, is_untaken).scalar_subquery()
+        return first.where(outbox.c.account > account).scalar_subquery()
 
-    hops = sa.select(first_after(sa.bindparam("after", type_=sa.String)).label("account")).cte("hops", recursive=True)
+    begin = first.scalar_subquery() if beyond is None else first_after(beyond)
+    hops = sa.select(begin.label("account")).cte("hops", recursive=True)
     hops = hops.union_all(sa.select(first_after(hops.c.account)).where(hops.c.account.is_not(None)))
     return sa.select(hops.c.account).where(hops.c.account.is_not(None)).limit(ACCOUNTS_AT_ONCE)
 
 
-_NEXT_ACCOUNTS = _next_accounts()
+_FIRST_ACCOUNTS = _next_accounts(beyond=None)
+_NEXT_ACCOUNTS = _next_accounts(beyond=sa.bindparam("after", type_=sa.String))
 
 
 def weight(batch: Batch) -> int:
     """Rows that a step writes."""
-    return len(batch.items) + publishing.weight([one.publication for one in batch.items if isinstance(one, Event)])
+    by_account: dict[str, list[publishing.Publication]] = {}
+    for one in batch.items:
+        if isinstance(one, Event):
+            by_account.setdefault(one.row.account, []).append(one.publication)
+    return len(batch.items) + sum(map(publishing.weight, by_account.values()))
 
 
 # --- take -------------------------------------------------------------------------------------------------
@@ -210,7 +220,9 @@ async def _ours(tx: Transaction, rows: Sequence[Row]) -> set[str]:
     """Those of these rows that are still there, locked; none of an account that another process is at."""
     names = sorted({row.account for row in rows})
     locks = [
-        sa.func.pg_try_advisory_xact_lock(_LOCKS, _lock_of(name)).label(f"lock{n}") for n, name in enumerate(names)
+        # Their type is said: SQLAlchemy takes the least number for one of 64 bits, and for those there is no such lock.
+        sa.func.pg_try_advisory_xact_lock(_LOCKS, sa.literal(_lock_of(name), sa.Integer)).label(f"lock{n}")
+        for n, name in enumerate(names)
     ]
     got = (await tx.connection.execute(sa.select(*locks))).one() if locks else ()
     free = {name for name, is_free in zip(names, got, strict=True) if is_free}

@@ -21,7 +21,9 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from dispatcher.errors import StoreUnavailable
 from dispatcher.ids import id_floor
+from dispatcher.store.clock import not_before
 from dispatcher.store.database import Database, now_ms
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.tables import attempts, bodies, deliveries, events, tasks
@@ -58,7 +60,18 @@ async def keep(database: Database, age_ms: int) -> int:
     """
     if not database.is_partitioned:
         return 0
-    return sum([await _make(database, table, age_ms) + await _drop_old(database, table, age_ms) for table in _NEEDED])
+    done = 0
+    trouble: StoreUnavailable | None = None
+    for table in _NEEDED:
+        for step in (_make, _drop_old):
+            try:
+                done += await step(database, table, age_ms)
+            except StoreUnavailable as exc:
+                # The one does not wait for the other: what keeps us from making keeps us from dropping seldom.
+                trouble = exc
+    if trouble is not None:
+        raise trouble
+    return done
 
 
 def rest(table: sa.Table, dialect: str) -> sa.Table:
@@ -77,32 +90,48 @@ _REST = {table: _part(table, f"{table.name}_rest") for table in (bodies, attempt
 
 
 async def _make(database: Database, table: sa.Table, age_ms: int) -> int:
-    made = 0
+    made, after = 0, ""
     while True:
         async with _step(database) as connection:
-            wanted = None if connection is None else await _next(connection, table, age_ms)
+            wanted = None if connection is None else await _next(connection, table, age_ms, after=after)
             if connection is None or wanted is None:
                 return made
+            after = wanted.end
             if await _holds_more(connection, table, wanted):
-                # What went astray so far stays there, and goes row by row.
+                # What went astray so far stays there, and goes row by row; the days that follow have their own.
                 log.error("partition_overtaken", partition=wanted.name)
-                return made
+                continue
             await _attach(connection, table, wanted)
         made += 1
 
 
-async def _next(connection: AsyncConnection, table: sa.Table, age_ms: int) -> Partition | None:
-    """The next partition that is to be made, after the last one that there is."""
+async def _next(connection: AsyncConnection, table: sa.Table, age_ms: int, *, after: str = "") -> Partition | None:
+    """The next partition that is to be made: of the first day that has none, from today on and not before `after`.
+
+    There may be later ones: those of a clock that was wrong for a while.
+    """
     now = await connection.scalar(sa.select(now_ms())) or 0
     today = now // DAY_MS * DAY_MS
-    ends = [partition.end for partition in await partitions(connection, table)]
-    start = max(today, *(int(end, 16) >> 80 for end in ends)) if ends else today
+    start = max(today, _moment(after))
+    later = None
+    for one in await partitions(connection, table):
+        if _moment(one.start) <= start:
+            start = max(start, _moment(one.end))
+        elif later is None:
+            later = _moment(one.start)
     if start >= today + AHEAD * DAY_MS:
         return None
     # Where much is kept they are wider, so that there are never too many.
-    width = DAY_MS * max(1, -(-age_ms // (MOST * DAY_MS)))
+    end = start + DAY_MS * max(1, -(-age_ms // (MOST * DAY_MS)))
+    if later is not None:
+        end = min(end, later)
     day = datetime.fromtimestamp(start / 1000, UTC).strftime("%Y%m%d")
-    return Partition(name=f"{table.name}_{day}", start=id_floor(start), end=id_floor(start + width))
+    return Partition(name=f"{table.name}_{day}", start=id_floor(start), end=id_floor(end))
+
+
+def _moment(bound: str) -> int:
+    """Where a bound is in time, milliseconds since the epoch; the beginning of all time is empty."""
+    return int(bound or "0", 16) >> 80
 
 
 async def _holds_more(connection: AsyncConnection, table: sa.Table, partition: Partition) -> bool:
@@ -131,7 +160,7 @@ async def _drop_old(database: Database, table: sa.Table, age_ms: int) -> int:
     async with database.read() as connection:
         now = await connection.scalar(sa.select(now_ms())) or 0
         found = await partitions(connection, table)
-    over = id_floor(now - max(age_ms, KEPT_MS))
+    over = id_floor(not_before(now) - max(age_ms, KEPT_MS))
     for partition in found:
         if partition.end <= over:
             dropped += await _drop(database, table, partition)

@@ -10,6 +10,7 @@ from dispatcher.ids import id_floor
 from dispatcher.models import DeliveryState, TaskState
 from dispatcher.store import deliveries as delivery_store
 from dispatcher.store import partitions, settling, work
+from dispatcher.store.clock import not_before
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import KEPT_MS
 from dispatcher.store.sessions import end_late_sessions
@@ -82,7 +83,7 @@ async def delete_old(tx: Transaction, ages_ms: Sequence[int]) -> list[int]:
 
 
 async def _delete_old(tx: Transaction, age_ms: int) -> int:
-    cutoff = tx.now - age_ms
+    cutoff = not_before(tx.now) - age_ms
     deleted = [await _delete_sources(tx, table, cutoff) for table in (tasks, events)]
     return sum(deleted) + await _delete_subscriptions(tx, cutoff) + await _delete_redeliveries(tx, cutoff)
 
@@ -110,9 +111,11 @@ async def _delete_sources(tx: Transaction, table: sa.Table, cutoff: int) -> int:
     if not ids:
         return 0
     # An event may have very many deliveries: they go first, a part at a time, and it goes when none is left.
-    theirs = list(
-        await tx.connection.scalars(sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART))
-    )
+    query = sa.select(deliveries.c.id).where(deliveries.c.source_id.in_(ids)).limit(PART)
+    if table is tasks:
+        # A task's first delivery holds the bytes of all: while another is there to be sent again, it is there.
+        query = query.order_by(deliveries.c.redelivery_of.is_(None))
+    theirs = list(await tx.connection.scalars(query))
     dialect = tx.connection.dialect.name
     tries, content = partitions.rest(attempts, dialect), partitions.rest(bodies, dialect)
     await tx.connection.execute(sa.delete(tries).where(tries.c.delivery_id.in_(theirs)))

@@ -39,8 +39,9 @@ def out(home: Home, *arguments: str) -> str:
     return done.stdout
 
 
-async def add_refused(home: Home, *ids: str) -> None:
-    values = {"account": "a", "kind": "task", "fields": b"{}", "payload": b"1", "created_at": 1, "refused_at": 2}
+async def add_refused(home: Home, *ids: str, account: str = "a", created_at: int = 1) -> None:
+    values = {"account": account, "kind": "task", "fields": b"{}", "payload": b"1"}
+    values |= {"created_at": created_at, "refused_at": 2}
     async with open_store(home, alone=False) as store, store.database.write() as connection:
         await connection.execute(sa.insert(outbox), [{**values, "id": id_, "problem": PROBLEM} for id_ in ids])
 
@@ -82,6 +83,18 @@ def test_refused_rows_are_listed_tried_again_and_discarded(home: Home) -> None:
     assert (again.returncode, "1 rows are tried again" in again.stderr) == (2, True)
     assert first in again.stderr.splitlines()[-1]
     assert asyncio.run(ids_left(home)) == {first: True, third: True}
+
+
+def test_a_row_written_by_hand_does_nothing_to_the_list_or_the_terminal(home: Home) -> None:
+    """An id, an account and a moment are what its writer says; the others are listed all the same."""
+    good, hostile = new_id(), "\x1b]52;c;eA==\x07\x9b2J\u202e"
+    asyncio.run(add_refused(home, good, hostile, account=hostile, created_at=2**62))
+    table = out(home, "refused")
+    assert good in table
+    assert "]52;c;eA==" in table
+    assert not set("\x1b\x07\x9b\u202e") & set(table)
+    listed = json.loads(out(home, "refused", "--json"))
+    assert {row["id"]: row["created_at"] for row in listed} == {good: None, hostile: None}
 
 
 @pytest.mark.parametrize("arguments", [["key"], ["refused"], ["rotate-key"], ["retry", "1"]])

@@ -292,6 +292,17 @@ class TestTurns:
         assert len(lanes) == 3
         assert "a https://0" in {lane.key for lane in lanes}
 
+    def test_pauses_of_lanes_that_there_are_not_take_no_more_than_so_much(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("dispatcher.delivery.lanes.IDLE_LANES", 2)
+        lanes = lanes_with()
+        for number in range(2):
+            assert lanes.has_place(f"a https://{number}")
+            lanes.get(f"a https://{number}").quiet_until = 86_400.0
+        assert lanes.has_place("a https://1")
+        assert not lanes.has_place("a https://2")
+
     def test_some_slots_are_kept_for_lanes_that_have_proven_themselves(self) -> None:
         lanes = lanes_with(slots=8)
         self.proven(lanes, "a https://good")

@@ -78,3 +78,16 @@ def test_what_a_command_logs_is_no_part_of_what_it_prints(tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, check=True)
     assert (done.stdout, json.loads(done.stderr)["event"]) == (b"", "commit_unavailable")
+
+
+def test_what_somebody_wrote_does_nothing_to_a_terminal() -> None:
+    """The id and the account of an outbox row are whatever its writer put there."""
+    program = (
+        "import structlog; from dispatcher import logs\n"
+        "logs.configure(level='info', style='console')\n"
+        "structlog.get_logger('x').warning('outbox_refused', account='a\\x1b]52;c;eA==\\x07\\x9b1m\\u202e')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, encoding="utf-8")
+    assert "]52;c;eA==" in done.stderr
+    for steering in ("\x1b]", "\x07", "\x9b", "\u202e"):
+        assert steering not in done.stderr

@@ -313,6 +313,30 @@ async def test_what_there_is_becomes_the_first_partition(bare_postgres_url: str,
     await database.close()
 
 
+async def test_what_is_being_written_when_the_tables_are_divided_stays(bare_postgres_url: str, tmp_path: Path) -> None:
+    """The first rows that there ever are, by a server of the version before, which goes on meanwhile."""
+    home = Home(data_dir=tmp_path / "data", database_url=bare_postgres_url)
+    await at_version(home, steps.known()[steps.known().index("0006") + 1])
+    database, other = Database(home.url), Database(home.url)
+    async with other.write() as writing:
+        await writing.execute(sa.delete(bodies))
+        await writing.execute(sa.delete(attempts))
+
+    async def upgrade() -> None:
+        async with database.setup() as connection:
+            await connection.run_sync(migrations.upgrade)
+
+    async with other.write() as writing:
+        await writing.execute(sa.insert(bodies).values(id="1" * 32, content=b"1", content_type="a/b"))
+        upgrading = asyncio.create_task(upgrade())
+        await asyncio.sleep(0.5)
+    await upgrading
+    async with database.read() as connection:
+        assert list(await connection.scalars(sa.select(bodies.c.id))) == ["1" * 32]
+    await other.close()
+    await database.close()
+
+
 async def names_of_files(database: Database, tables: tuple[str, ...]) -> list[int]:
     async with database.read() as connection:
         return [

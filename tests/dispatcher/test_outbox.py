@@ -31,7 +31,9 @@ from dispatcher.processors.registry import Registry
 from dispatcher.public_keys import KeyPair, PublicKey
 from dispatcher.store import Store, accounts, outbox_keys
 from dispatcher.store import outbox as outbox_store
+from dispatcher.store.outbox import Batch, Taken
 from dispatcher.store.tables import bodies, deliveries, events, outbox, tasks
+from dispatcher.store.tables import outbox_keys as outbox_keys_table
 from tests.support.api import jwt
 from tests.support.forking import ROOT
 from tests.support.stores import (
@@ -371,6 +373,8 @@ BY_HAND: dict[str, tuple[dict[str, Any], tuple[str, list[str]]]] = {
     "a payload with more behind it": ({"payload": b'1,"type":"b"'}, ("invalid-json", ["/payload"])),
     "fields that are too large": ({"fields": b" " * 200_000 + b'{"type":"a"}'}, ("too-large", ["/fields"])),
     "a trace context that is none": ({"traceparent": "x"}, ("validation", ["/traceparent"])),
+    "an event with a key of tasks": ({"idempotency_key": "k"}, ("validation", ["/idempotency_key"])),
+    "an account without a name": ({"account": ""}, ("not-found", [])),
 }
 
 
@@ -428,6 +432,68 @@ async def test_a_fault_of_ours_costs_one_row_only(
     [row] = await rows(store)
     assert (json.loads(row["fields"]), row["problem"]["status"]) == ({"metadata": {"n": 3}}, 500)
     assert len(await rows(store, tasks)) == 4
+
+
+@pytest.mark.parametrize("why", ["locked", "outdated"])
+async def test_after_a_fault_no_row_goes_before_an_earlier_one_of_its_account(
+    store: Store, engine: AsyncEngine, home: Home, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """The rows are taken in halves then; what the first half leaves for later, the second one does not overtake."""
+    async with engine.begin() as connection:
+        for n in range(4):
+            await publish_event(connection, ACCOUNT, "order.paid", n)
+    take = store.take_outbox
+    steps: list[int] = []
+
+    async def failing(batch: Batch) -> Taken:
+        steps.append(len(batch.items))
+        if len(steps) == 1:
+            raise RuntimeError(MARKER)
+        if len(steps) == 2:
+            # another process is at the account, or its subscriptions have changed
+            return Taken() if why == "locked" else Taken(stale=frozenset({ACCOUNT}))
+        return await take(batch)
+
+    monkeypatch.setattr(store, "take_outbox", failing)
+    taker = taker_of(store, home)
+    await taker.outbox()
+    assert (steps, len(await rows(store))) == ([4, 2], 4)
+    await taker.outbox()
+    content = {row["id"]: row["content"] for row in await rows(store, bodies)}
+    assert [content[row["id"]] for row in await rows(store, events)] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_whatever_an_account_is_called_the_others_go_on(store: Store, engine: AsyncEngine, home: Home) -> None:
+    name = "aaccccacaacacccccaaaccacccaaccaaaaaaaaaa"  # its checksum is 0, so its lock has the least number of all
+    assert outbox_store._lock_of(name) == -(1 << 31)
+    async with store.database.write() as connection:
+        await accounts.ensure(connection, name)
+    async with engine.begin() as connection:
+        for account in (name, ACCOUNT):
+            await publish_event(connection, account, "order.paid", {})
+    await take_all(store, home)
+    assert (await rows(store), {row["account"] for row in await rows(store, events)}) == ([], {name, ACCOUNT})
+
+
+async def test_a_row_that_cannot_even_be_refused_stops_its_own_account_only(
+    store: Store, engine: AsyncEngine, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with store.database.write() as connection:
+        await accounts.ensure(connection, "another")
+    async with engine.begin() as connection:
+        for account in ("another", ACCOUNT, "another", ACCOUNT):
+            await publish_event(connection, account, "order.paid", {})
+    take = store.take_outbox
+
+    async def failing(batch: Batch) -> Taken:
+        if "another" in {one.row.account for one in batch.items}:
+            raise RuntimeError(MARKER)
+        return await take(batch)
+
+    monkeypatch.setattr(store, "take_outbox", failing)
+    await take_all(store, home)
+    assert [row["account"] for row in await rows(store, events)] == [ACCOUNT, ACCOUNT]
+    assert [(row["account"], row["refused_at"]) for row in await rows(store)] == [("another", None)] * 2
 
 
 async def test_an_operator_tries_again_or_discards(store: Store, engine: AsyncEngine, home: Home) -> None:
@@ -579,6 +645,15 @@ async def test_older_keys_open_what_was_sealed_to_them_until_they_are_dropped(
         await pinned.submit_task(connection, ACCOUNT, URL, 1)
     await take_all(store, home)
     assert await refused(store) == [("validation", ["/sealed"])]
+
+
+async def test_a_new_key_is_the_one_in_use_whatever_the_clock_of_the_last_one_said(store: Store) -> None:
+    async with store.database.write() as connection:
+        await connection.execute(sa.update(outbox_keys_table).values(id="f" * 31 + "0"))
+        new = await outbox_keys.add(connection, store.keyring, actor="test")
+        assert await outbox_keys.remove_older(connection, actor="test") == 1
+        assert [str(key.public) for key in await outbox_keys.stored(connection)] == [str(new)]
+        await outbox_keys.opened(connection, store.keyring)
 
 
 async def test_a_key_pair_is_made_once(home: Home) -> None:

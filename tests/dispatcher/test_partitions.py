@@ -12,10 +12,11 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from dispatcher.errors import StoreUnavailable
+from dispatcher.errors import Problem, StoreUnavailable
 from dispatcher.ids import id_floor
 from dispatcher.models import Outcome
 from dispatcher.store import Store, partitions, queries
+from dispatcher.store import upkeep as upkeep_store
 from dispatcher.store.partitions import DAY_MS
 from dispatcher.store.tables import attempts, bodies, deliveries, events, tasks
 from tests.conftest import DATABASES
@@ -132,6 +133,18 @@ async def test_what_is_over_and_old_goes_with_all_that_belongs_to_it(store: Stor
     assert (counts["accepted"], counts["delivered"]) == (2, 2)
 
 
+async def test_nothing_is_old_that_is_so_by_one_clock_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumped ahead deletes nothing for good, whether it is the database's or this machine's."""
+    await delivered(store)
+    await age(store, 10)
+    monkeypatch.setattr("dispatcher.store.clock.time.time_ns", lambda: (int(time.time()) - 8 * 86_400) * 10**9)
+    await upkeep(store)
+    assert (await left(store))["tasks"] == 1
+    monkeypatch.undo()
+    await upkeep(store)
+    assert set((await left(store)).values()) == {0}
+
+
 async def test_what_is_still_needed_stays_until_it_is_not(store: Store) -> None:
     """A delivery that can still move, with its attempts, and what is held for another of the same event."""
     slow = await subscribe(store)
@@ -161,6 +174,29 @@ async def test_what_is_still_needed_stays_until_it_is_not(store: Store) -> None:
     await upkeep(store)
     assert (await left(store))["bodies"] == 3
     await age(store, 5)
+    await upkeep(store)
+    assert set((await left(store)).values()) == {0}
+
+
+async def test_a_task_goes_with_its_first_delivery_which_has_its_bytes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deliveries go a part at a time; one that is left meanwhile can be sent again, or there is none to send."""
+    task = new_task()
+    await accept(store, task)
+    [one] = await lease(store)
+    await settle(store, one, Outcome.HTTP_ERROR, 404)
+    await store.redeliver(ACCOUNT, one.id, None)
+    [again] = await lease(store)
+    await settle(store, again, Outcome.HTTP_ERROR, 404)
+    await age(store, 10)
+    monkeypatch.setattr(upkeep_store, "PART", 1)
+    assert await store.delete_old(AGE) == 1
+    assert (await left(store))["deliveries"] == 1
+    with pytest.raises(Problem):
+        await store.redeliver(ACCOUNT, older(one.id, 10), None)
+    with pytest.raises(Problem, match="no such task"):
+        await store.cancel_task(ACCOUNT, older(task.id, 10))
     await upkeep(store)
     assert set((await left(store)).values()) == {0}
 
@@ -279,3 +315,66 @@ async def test_nobody_waits_behind_one_that_waits_to_drop(divided: Store) -> Non
     await upkeep(divided)
     assert "bodies_10_ago" not in await in_pieces(divided, bodies)
     assert (await left(divided))["bodies"] == 1
+
+
+async def test_a_day_that_stays_in_the_rest_does_not_keep_the_next_ones_there(
+    divided: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "MAX_MOVED", 1)
+    await drop_all(divided)
+    await delivered(divided)
+    await delivered(divided)
+    assert await rows_in(divided, "bodies_rest") == 2
+    await divided.keep_partitions(AGE)
+    async with divided.database.read() as connection:
+        found = await partitions.partitions(connection, bodies)
+    today = int(time.time() * 1000) // DAY_MS * DAY_MS
+    assert [int(one.start, 16) >> 80 for one in found] == [today + n * DAY_MS for n in range(1, partitions.AHEAD)]
+    monkeypatch.setattr(partitions, "MAX_MOVED", 2)
+    await divided.keep_partitions(AGE)
+    assert await rows_in(divided, "bodies_rest") == 0
+
+
+async def test_days_have_their_own_though_a_clock_was_wrong_for_a_while(divided: Store) -> None:
+    """It made partitions of a year to come, and now it is right again."""
+    await drop_all(divided)
+    today = int(time.time() * 1000) // DAY_MS * DAY_MS
+    async with divided.database.write() as connection:
+        for table in (bodies, attempts):
+            for ahead in (4, 365):
+                start = today + ahead * DAY_MS
+                one = partitions.Partition(
+                    name=f"{table.name}_ahead_{ahead}", start=id_floor(start), end=id_floor(start + DAY_MS)
+                )
+                await partitions._attach(connection, table, one)
+    await divided.keep_partitions(121 * DAY)
+    async with divided.database.read() as connection:
+        found = await partitions.partitions(connection, bodies)
+    days = [((int(one.start, 16) >> 80) - today) // DAY_MS for one in found]
+    # three days wide, where there is room for that
+    assert days == [0, 3, 4, 5, 365]
+    await delivered(divided)
+    assert await rows_in(divided, "bodies_rest") == 0
+
+
+async def test_what_keeps_one_step_does_not_keep_the_others(divided: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await delivered(divided)
+    await age(divided, 10)
+    while await divided.delete_old(AGE):
+        pass
+
+    async def failing(*_arguments: object) -> int:
+        raise StoreUnavailable("locked")
+
+    monkeypatch.setattr(partitions, "_make", failing)
+    with pytest.raises(StoreUnavailable):
+        await divided.keep_partitions(AGE)
+    assert "bodies_10_ago" not in await in_pieces(divided, bodies)
+    assert "attempts_10_ago" not in await in_pieces(divided, attempts)
+
+
+async def drop_all(store: Store) -> None:
+    async with store.database.write() as connection:
+        for table in (bodies, attempts):
+            for one in await partitions.partitions(connection, table):
+                await connection.execute(sa.text(f"DROP TABLE {one.name}"))

@@ -81,6 +81,9 @@ def upgrade() -> None:
 def _partition(connection: sa.Connection, table: str) -> None:
     key, primary = TABLES[table]
     first = f"{table}_first"
+    if not _has_rows(connection, table):
+        # Somebody of the version before may be writing the first ones just now.
+        op.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     keep = _has_rows(connection, table)
     if keep:
         # in case that nobody has done so beforehand
@@ -126,8 +129,10 @@ def _has_rows(connection: sa.Connection, table: str) -> bool:
 
 def _end(connection: sa.Connection, table: str) -> str | None:
     """Where the first partition ends, if that has been said."""
-    query = sa.text("SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = :name")
-    said = connection.scalar(query, {"name": f"ck_{table}_first"})
+    query = sa.text(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = :name AND conrelid = to_regclass(:table)"
+    )
+    said = connection.scalar(query, {"name": f"ck_{table}_first", "table": table})
     return None if said is None else said.split("'")[1]
 
 
