@@ -40,8 +40,8 @@ def out(home: Home, *arguments: str) -> str:
 
 
 async def add_refused(home: Home, *ids: str, account: str = "a", created_at: int = 1) -> None:
-    values = {"account": account, "kind": "task", "fields": b"{}", "payload": b"1"}
-    values |= {"created_at": created_at, "refused_at": 2}
+    times = {"created_at": created_at, "refused_at": 2}
+    values = {"account": account, "kind": "task", "fields": b"{}", "payload": b"1", **times}
     async with open_store(home, alone=False) as store, store.database.write() as connection:
         await connection.execute(sa.insert(outbox), [{**values, "id": id_, "problem": PROBLEM} for id_ in ids])
 
