@@ -19,6 +19,7 @@ NOTICES = [
     "subscription.failing",
     "delivery.exhausted",
     "secret.expiring",
+    "outbox.refused",
 ]
 
 

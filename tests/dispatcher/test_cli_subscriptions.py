@@ -46,6 +46,12 @@ SCRIPTS = ("create", "list", "rotate", "revoke", "verify", "export", "import")
 Done = subprocess.CompletedProcess[str]
 
 
+@pytest.fixture(autouse=True)
+def logs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command in this process must not have it log to a stream that is closed after the test."""
+    monkeypatch.setattr("dispatcher.logs.configure", lambda **_: None)
+
+
 def run(*arguments: str, stdin: str = "", env: dict[str, str] | None = None, real: bool = False) -> Done:
     """Run a command, `real` as a process of its own, without any setting of this one. It never prints MARKER."""
     environment = {"COLUMNS": "80", "NO_PROXY": "127.0.0.1", **(env or {})}

@@ -473,7 +473,9 @@ class TestDeletion:
         while await store.delete_old(0):
             pass
         async with store.database.read() as connection:
-            for table in ("subscriptions", "secrets", "deliveries", "events", "bodies", "attempts"):
+            # On PostgreSQL bodies and attempts go with their day: test_partitions.
+            by_day = ("bodies", "attempts") if connection.dialect.name == "sqlite" else ()
+            for table in ("subscriptions", "secrets", "deliveries", "events", *by_day):
                 assert await connection.scalar(sa.text(f"SELECT count(*) FROM {table}")) == 0, table
 
 
