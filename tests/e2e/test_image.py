@@ -143,7 +143,9 @@ def built(source: Path, opt: Path) -> None:
             [packages] = (opt / "dispatcher").glob("lib/python*/site-packages")
             (packages / "tests.pth").write_text("\n".join(site.getsitepackages()))
         elif kind == "RUN":
-            command = re.sub(r"\bpython -m venv (?:--without-pip )?", f"{sys.executable} -m venv --without-pip ", said)
+            command = re.sub(r"\bpython -m venv (?:--without-pip )?", "python -m venv --without-pip ", said)
+            # There `python` is the image's own; here it may have another name.
+            command = re.sub(r"\bpython (?=-m |\w+\.py)", f"{sys.executable} ", command)
             run("/bin/sh", "-ec", command.replace("/opt/", f"{opt}/"), within=source)
 
 

@@ -128,7 +128,7 @@ OTHERS = 80
 
 
 def test_a_slow_pace_keeps_nobody_waiting(server: Server, client: httpx.Client, receiver: Receiver) -> None:
-    """One every two seconds: it holds one lease at most, and not for long, while others get all of theirs."""
+    """One every two seconds: it holds next to no leases, while others get all of theirs."""
     slow = subscribe(client, f"{receiver.url}/slow", rate_limit=0.5)["id"]
     slowest = subscribe(client, f"{receiver.url}/slowest", rate_limit=0.01)["id"]
     subscribe(client, f"{receiver.url}/other")
@@ -149,9 +149,10 @@ def test_a_slow_pace_keeps_nobody_waiting(server: Server, client: httpx.Client, 
 
     until(others_have_theirs)
     until(lambda: others_have_theirs() and len(messages(receiver.received, "/slow")) >= 3)
-    # what was leased before the pace was known is given back; later on, one is leased when its time comes near
+    # what was leased before the pace was known is given back; later on, one is leased when its time comes near, which
+    # at two seconds is as soon as the one before it is on its way
     later = leased[len(leased) // 2 :]
-    assert max(held.get(slow, 0) for held in later) <= 1
+    assert max(held.get(slow, 0) for held in later) <= 2
     assert max(held.get(slowest, 0) for held in later) == 0
     came = messages(receiver.received, "/slow")
     assert len(messages(receiver.received, "/slowest")) == 1

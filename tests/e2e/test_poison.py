@@ -44,6 +44,8 @@ class Scene:
     #: ends the dispatcher whenever a request comes to /deadly
     guilty: Receiver
     runs: Path
+    #: attempts at each delivery to the first host that are not answered, so that only a death ends them
+    unanswered: int = 0
     deaths: int = 0
     #: when everything was submitted, and when the dispatcher died last, by the monotonic clock
     submitted: float = 0.0
@@ -121,15 +123,21 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         server.signal(signal.SIGKILL)
         return Reply(raw=b"")
 
-    with ExitStack() as stack:
+    def take(request: Received) -> Reply:
+        if f"{HOSTS[0]}:" in (request.header("Host") or "") and request.attempt <= made.unanswered:
+            return Reply(hang=True)
         # A while, so that they are under way when another delivery ends the process.
-        innocent = [Receiver(lambda _: Reply(delay=0.05), host=host) for host in (*HOSTS, HOST_OF_RESULTS)]
-        yield Scene(
+        return Reply(delay=0.05)
+
+    with ExitStack() as stack:
+        innocent = [Receiver(take, host=host) for host in (*HOSTS, HOST_OF_RESULTS)]
+        made = Scene(
             server=server,
             innocent=[stack.enter_context(receiver) for receiver in innocent],
             guilty=stack.enter_context(Receiver(strike, host=GUILTY_HOST)),
             runs=runs,
         )
+        yield made
         if server.running:
             server.kill()
 
@@ -138,6 +146,7 @@ def test_a_delivery_that_ends_the_process_is_given_up_and_no_other(
     scene: Scene, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{scene.guilty.url}/deadly"
+    scene.unanswered = SUSPECT_AFTER
     guilty, *others = scene.submit_and_live_on({"payload": 1, "callback_url": url})
 
     assert scene.deaths == POISON_AFTER
