@@ -66,7 +66,10 @@ class StoreError(DispatcherError):
 
 
 class StoreUnavailable(StoreError):
-    """The database cannot take the write now: locked, full or away. Nothing was stored; try again."""
+    """The database cannot take the write now: locked, full or away. Try again.
+
+    Nothing was stored, but where the fate of a COMMIT could not be looked up.
+    """
 
 
 class StoreContended(StoreUnavailable):

@@ -25,14 +25,13 @@ class Heartbeat:
         self._ttl = ttl
         #: monotonic time until which the session lives for certain
         self.until = -math.inf
-        self._on_beat: list[Callable[[], None]] = []
-        self._on_over: list[Callable[[], None]] = []
+        self._on_beat: Callable[[], None] = _nothing
+        self._on_over: Callable[[], None] = _nothing
         self._task: asyncio.Task[None] | None = None
 
     def tell(self, *, on_beat: Callable[[], None], on_over: Callable[[], None]) -> None:
         """Call these after each beat, and when what was leased under a session is lost to us."""
-        self._on_beat.append(on_beat)
-        self._on_over.append(on_over)
+        self._on_beat, self._on_over = on_beat, on_over
 
     async def start(self) -> None:
         """Begin. Afterwards the session lives."""
@@ -47,8 +46,7 @@ class Heartbeat:
 
     async def _keep(self) -> None:
         await self._beat()
-        for tell in self._on_beat:
-            tell()
+        self._on_beat()
         await asyncio.sleep(self._ttl / BEATS)
 
     async def _beat(self) -> None:
@@ -56,7 +54,10 @@ class Heartbeat:
         if not await self._store.heartbeat():
             log.warning("session_over")
             self.until = -math.inf
-            for tell in self._on_over:
-                tell()
+            self._on_over()
             await self._store.renew_session()
         self.until = started + self._ttl
+
+
+def _nothing() -> None:
+    """An API alone has no leases that it could lose."""

@@ -10,9 +10,10 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from dispatcher.api import shapes
+from dispatcher.api.checking import check_schemes, read_secret
 from dispatcher.api.common import answer, who
 from dispatcher.api.openapi import documented
-from dispatcher.api.reading import check_schemes, read_secret, read_shape
+from dispatcher.api.reading import read_shape
 from dispatcher.api.services import Services
 from dispatcher.api.subscription_reading import operational_draft
 from dispatcher.store import accounts

@@ -6,13 +6,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dispatcher.api import shapes, views
+from dispatcher.api.checking import decode
 from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, Wanted, answer, before, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body, read_empty
+from dispatcher.api.reading import read_body, read_empty
 from dispatcher.api.services import Services
 from dispatcher.api.subscription_reading import new_criteria
 from dispatcher.ids import is_id, new_id
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import DeliveryState
 from dispatcher.store import queries
 from dispatcher.store.records import IdempotencyKey, Replayed

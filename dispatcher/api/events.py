@@ -18,14 +18,16 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import shapes, views
+from dispatcher.api.checking import check_text, decode
 from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, Wanted, answer, before, known
 from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found, too_large
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, check_text, decode, read_body, traceparent
+from dispatcher.api.reading import read_body, traceparent
 from dispatcher.api.services import Services
 from dispatcher.errors import Problem
 from dispatcher.ids import new_id
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import lane_of
 from dispatcher.store import publishing, queries
 from dispatcher.store.publishing import Accepted, Outdated, Publication

@@ -16,19 +16,14 @@ from starlette.responses import Response
 
 from dispatcher import metrics
 from dispatcher.api import shapes
+from dispatcher.api.checking import check_text, decode
 from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
 from dispatcher.api.problems import invalid
-from dispatcher.api.reading import (
-    MAX_AROUND_PAYLOAD,
-    check_text,
-    decode,
-    read_body,
-    traceparent,
-    warnings_of,
-)
+from dispatcher.api.reading import read_body, traceparent, warnings_of
 from dispatcher.api.services import Services
 from dispatcher.bodies import Body, rfc3339
 from dispatcher.errors import Problem
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import TaskState, lane_of
 from dispatcher.store.records import Endpoint, IdempotencyKey, LeasedDelivery, NewTask, Replayed
 from dispatcher.window import Token

@@ -68,8 +68,9 @@ def cut_off() -> Problem:
 
 
 def unavailable() -> Problem:
-    """The database cannot take the write now; nothing was stored."""
-    return Problem("unavailable", "Nothing was stored. Try again in a moment.", retry_after=RETRY_AFTER)
+    """The database cannot take the write now. Hardly ever it did: a COMMIT whose fate could not be looked up."""
+    detail = "The database cannot take this now. Try again in a moment, with the same Idempotency-Key."
+    return Problem("unavailable", detail, retry_after=RETRY_AFTER)
 
 
 def of_decoding(error: Exception, prefix: str = "") -> Problem:

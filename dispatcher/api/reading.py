@@ -14,10 +14,8 @@ from dispatcher.api.checking import (
     Checker,
     check_key,
     check_schemes,
-    check_text,
     decode,
     is_traceparent,
-    read_secret,
 )
 from dispatcher.api.problems import invalid, too_large
 from dispatcher.bodies import Body, Message, compose
@@ -33,11 +31,6 @@ from dispatcher.store.records import Callback, IdempotencyKey, NewEvent, NewTask
 from dispatcher.window import Token, TokenKind
 from subscriptions.keyring import Keyring
 from subscriptions.secrets import Secret
-
-__all__ = [
-    "MAX_AROUND_PAYLOAD", "Reader", "check_schemes", "check_text", "decode", "header", "read_body", "read_empty",
-    "read_secret", "read_shape", "traceparent", "warnings_of",
-]  # fmt: skip
 
 #: bytes of a body that says nothing
 MAX_EMPTY_BODY = 1024

@@ -7,13 +7,15 @@ from starlette.responses import Response
 
 from dispatcher.api import shapes, views
 from dispatcher.api import subscription_reading as reading
+from dispatcher.api.checking import decode
 from dispatcher.api.common import answer, find_subscription, known, who
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import not_found
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body
+from dispatcher.api.reading import read_body
 from dispatcher.api.services import Services
 from dispatcher.api.shapes.subscriptions import PATH
 from dispatcher.api.subscriptions import READ, WRITE
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.store.records import Replayed
 
 

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 from msgspec import UNSET, UnsetType
 
 from dispatcher.api import shapes
+from dispatcher.api.checking import check_schemes, read_secret
 from dispatcher.api.problems import invalid
-from dispatcher.api.reading import Reader, check_schemes, read_secret
+from dispatcher.api.reading import Reader
 from dispatcher.models import BodyMode
 from dispatcher.store.accounts import Account
 from dispatcher.store.notices import NoticeType

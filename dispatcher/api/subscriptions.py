@@ -14,13 +14,15 @@ from starlette.responses import Response
 
 from dispatcher.api import asking, shapes, views
 from dispatcher.api import subscription_reading as reading
+from dispatcher.api.checking import decode
 from dispatcher.api.common import DEFAULT_PAGE, Cursor, Limit, answer, before, find_subscription, known, who
 from dispatcher.api.deliveries import begin_redelivery, earlier_redelivery, list_page
 from dispatcher.api.openapi import documented
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, decode, read_body, read_empty, read_shape
+from dispatcher.api.reading import read_body, read_empty, read_shape
 from dispatcher.api.services import Services
 from dispatcher.api.shapes.subscriptions import PATH, RECENT
 from dispatcher.errors import Problem, StoreUnavailable
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import TERMINAL_STATES, DeliveryState
 from dispatcher.store import queries
 from dispatcher.store.records import Replayed

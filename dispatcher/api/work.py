@@ -12,10 +12,11 @@ from dispatcher.api import shapes, views
 from dispatcher.api.common import answer, find_task, known
 from dispatcher.api.openapi import documented
 from dispatcher.api.problems import invalid, not_found
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, read_shape
+from dispatcher.api.reading import read_shape
 from dispatcher.api.services import Services
 from dispatcher.bodies import rfc3339
 from dispatcher.errors import FieldError, LeaseLost, Problem
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import TaskState
 from dispatcher.processors.engine import give_up, is_poison, report_end
 from dispatcher.processors.registry import Kind

@@ -12,8 +12,8 @@ from msgspec import Raw, Struct
 
 from dispatcher.api import shapes
 from dispatcher.api import subscription_reading as reading
+from dispatcher.api.checking import decode
 from dispatcher.api.problems import MEDIA_TYPE
-from dispatcher.api.reading import decode
 from dispatcher.api.shapes.subscriptions import PATH
 from dispatcher.cli.clients import Revealed
 from dispatcher.errors import PROBLEMS, ConfigError, FieldError, Problem

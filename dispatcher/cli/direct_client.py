@@ -9,13 +9,15 @@ import msgspec
 
 from dispatcher.api import shapes, views
 from dispatcher.api import subscription_reading as reading
+from dispatcher.api.checking import decode
 from dispatcher.api.problems import not_found, too_large
-from dispatcher.api.reading import MAX_AROUND_PAYLOAD, Reader, decode
+from dispatcher.api.reading import Reader
 from dispatcher.api.shapes.subscriptions import RECENT
 from dispatcher.cli.clients import Revealed
 from dispatcher.config import Settings
 from dispatcher.egress import EgressPolicy
 from dispatcher.installation import Installation
+from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.processors.registry import Registry
 from dispatcher.store import accounts, direct, queries, rotating, subscribing
 from dispatcher.store.accounts import Account
