@@ -26,7 +26,7 @@ CLOCK_STEP = 1.0
 
 
 class Maintenance:
-    """Frees dead leases, ends windows, and deletes what is old; each in small batches."""
+    """Frees dead leases and locks, ends windows, and deletes what is old; each in small batches."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
@@ -40,6 +40,7 @@ class Maintenance:
             pass
         for name, seconds, step in (
             ("reap", 10, self._store.reap),
+            ("end_abandoned", 10, self._store.end_abandoned),
             ("end_windows", 15, self._store.end_windows),
             ("end_holds", 30, self._store.end_holds),
             ("end_secrets", 30, self._store.end_secrets),

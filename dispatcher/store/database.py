@@ -60,6 +60,16 @@ def upsert(dialect: str, table: sa.Table) -> sqlite_dialect.Insert | postgresql.
     return sqlite_dialect.insert(table)
 
 
+#: ours by its role and name: another program's COPY may wait for its client as long as it likes
+_END_ABANDONED = sa.text("""
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user
+        AND application_name = current_setting('application_name')
+        AND state <> 'idle' AND wait_event = 'ClientRead'
+        AND state_change < clock_timestamp() - make_interval(secs => :seconds)
+""")
+
+
 class Database:
     """One database: a connection that writes, a few that read.
 
@@ -83,6 +93,7 @@ class Database:
         #: whether bodies and attempts stand in partitions
         self.is_partitioned = postgres.is_meant(url)
         self._pgbouncer = pgbouncer
+        self._timeout = timeout
         if url.startswith("sqlite+aiosqlite:"):
             self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
             self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
@@ -153,6 +164,17 @@ class Database:
                     yield connection
         finally:
             await patient.dispose()
+
+    async def end_abandoned(self) -> int:
+        """End transactions whose process has not said for the time of a statement what is next; answers how many.
+
+        The server does so by itself, unless a statement was prepared and not executed yet: that is not idle to it.
+        Whoever is cut off there would keep its locks for ever.
+        """
+        if not self.is_partitioned:
+            return 0
+        async with self.read() as connection:
+            return len((await connection.execute(_END_ABANDONED, {"seconds": self._timeout})).all())
 
     async def close(self) -> None:
         """Close every connection."""

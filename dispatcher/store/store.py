@@ -497,6 +497,10 @@ class Store:
         """Make the partitions of the days to come, and drop those that ended more than `age` seconds ago."""
         return await partitions.keep(self.database, round(age * 1000))
 
+    async def end_abandoned(self) -> int:
+        """End transactions that whoever began them has left open. Answers how many."""
+        return await self.database.end_abandoned()
+
     async def forget_answers(self) -> int:
         """Delete old idempotency answers, one batch."""
         return await self._committer.write(upkeep.forget_answers, None, weight=upkeep.BATCH, patient=True)

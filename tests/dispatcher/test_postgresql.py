@@ -6,6 +6,7 @@ import asyncio
 import socket
 import traceback
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -328,6 +329,55 @@ async def test_nobody_waits_for_ever_for_a_server_that_is_gone(network: LostNetw
     network.restore()
     await ask()
     await database.close()
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+async def test_locks_of_whoever_is_gone_are_free_again(
+    network: LostNetwork, postgres_url: str, is_prepared: bool
+) -> None:
+    """Also where a statement was prepared and not executed: PostgreSQL takes that for no idle transaction."""
+    database = Database(postgres_url, timeout=2)
+    here = await postgresql.connector(postgres_url)()
+    there = await postgresql.connector(through(network, postgres_url), command_timeout=3600)()
+    try:
+        await there.execute("BEGIN; LOCK TABLE sessions")
+        if is_prepared:
+            await there.prepare("SELECT 1")
+        network.lose()
+        waits = asyncio.create_task(here.execute("BEGIN; LOCK TABLE sessions; COMMIT", timeout=PATIENCE))
+        async with asyncio.timeout(PATIENCE):
+            ended = 0
+            while not ended:
+                assert not waits.done()
+                await asyncio.sleep(0.1)
+                with suppress(StoreUnavailable):
+                    ended = await database.end_abandoned()
+        await waits
+    finally:
+        there.terminate()
+        await here.close()
+        await database.close()
+
+
+async def test_transactions_of_others_may_take_their_time(postgres_url: str) -> None:
+    """Those of other programs, those that are worked at, and connections that do nothing."""
+    database = Database(postgres_url, timeout=1)
+    other = await asyncpg.connect(postgres_url, server_settings={"application_name": "psql"})
+    busy, idle = [await postgresql.connector(postgres_url)() for _ in range(2)]
+    try:
+        await other.execute("BEGIN")
+        await other.prepare("SELECT 1")
+        work = asyncio.create_task(busy.execute("SELECT pg_sleep(3)"))
+        while not work.done():
+            with suppress(StoreUnavailable):
+                assert await database.end_abandoned() == 0
+        await work
+        assert await idle.fetchval("SELECT 1") == 1
+        await other.execute("COMMIT")
+    finally:
+        for connection in (other, busy, idle):
+            await connection.close()
+        await database.close()
 
 
 async def test_the_kernel_asks_after_the_other_end(network: LostNetwork, postgres_url: str) -> None:
