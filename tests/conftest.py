@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+import trustme
 
 from tests.support import forking, postgres
 from tests.support.receiver import Receiver
@@ -57,6 +58,17 @@ def _tracebacks_are_plain() -> None:
     *others, _ = structlog.get_config()["processors"]
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_authority_is_enough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For us, and for whatever we start. To load those of the whole world takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("authorities")
+    trustme.CA().cert_pem.write_to_path(str(folder / "ca.pem"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
+        patch.setenv("SSL_CERT_DIR", str(folder / "none"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
