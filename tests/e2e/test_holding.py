@@ -125,8 +125,9 @@ def test_nothing_is_missed(client: httpx.Client) -> None:
         publish_many(client, numbered("order.paid", 1))
         for one in made.values():
             assert reason_of(disabled(client, one["id"])) == "rejected"
-        publish_many(client, numbered("order.paid", 1000, first=1))
-        # of so many, some are made right after the answer
+        # of so many as in the last batch, some are made right after the answer
+        for first, count in ((1, 250), (251, 250), (501, 200), (701, 300)):
+            publish_many(client, numbered("order.paid", count, first=first))
         until(lambda: {subscription(client, one["id"])["held"] for one in made.values()} == {1001})
         assert ledger(client)["held"] == 2002
         assert len(receiver.received) == 2
