@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.receiver import Receiver
-from tests.support.server import Server, until
+from tests.support.server import Server
 
 #: payloads that go in with one request
 BATCH = 8
@@ -98,7 +98,7 @@ def test_payload_bytes_arrive_as_they_were_sent(client: httpx.Client, hub: Recei
     items = answer.json()["items"]
     assert [item["status"] for item in items] == [202] * len(texts), items
     sent = {item["task"]["delivery_id"]: text for item, text in zip(items, texts, strict=True)}
-    until(lambda: sent.keys() <= {request.delivery for request in hub.received}, every=0.002)
+    hub.wait_for(len(texts))
     assert {request.delivery: request.body for request in hub.received} == sent
 
 
