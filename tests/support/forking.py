@@ -35,8 +35,9 @@ DISPATCHER = (
         "dispatcher.store.*",
         "subscriptions.*",
     ),
-    *("aiosqlite", "alembic.command", "anyio.streams.stapled", "anyio.streams.tls", "apscheduler.executors.asyncio"),
-    *("httptools", "pydantic.v1", "sqlalchemy.dialects.sqlite.aiosqlite", "typer.rich_utils"),
+    *("aiosqlite", "alembic.command", "anyio._backends._asyncio", "anyio.streams.stapled", "anyio.streams.tls"),
+    *("apscheduler.executors.asyncio", "apscheduler.triggers.interval", "fastapi.telemetry._runtime", "httptools"),
+    *("pydantic.v1", "sqlalchemy.dialects.sqlite.aiosqlite", "typer.rich_utils", "typer._click.decorators"),
     *("uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl", "uvloop"),
 )
 #: seconds until a fork is told of
