@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,22 @@ Json = dict[str, Any]
 def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None, database_url: str | None = None) -> str:
     """A token of an installation, made beside the running server as `dispatcher token create` does."""
 
+    place = {"data_dir": data_dir, "database_url": database_url}
+
     async def make() -> str:
-        installation = await open_installation(Settings(data_dir=data_dir, database_url=database_url))
+        installation = await open_installation(_defaults().model_copy(update=place))
         try:
             return await tokens.issue(installation, account=account, scopes=scopes, actor="test", ttl=ttl)
         finally:
             await installation.database.close()
 
     return asyncio.run(make())
+
+
+@functools.cache
+def _defaults() -> Settings:
+    """To read settings takes longer than to make a token."""
+    return Settings()
 
 
 def client_of(server: Server, account: str, *scopes: str) -> httpx.Client:
