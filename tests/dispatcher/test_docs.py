@@ -15,6 +15,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ from subscriptions.matching import Audience, Listener, check_event_type, check_p
 from subscriptions.models import Draft, Movement, SubscriptionState
 from subscriptions.signatures import ASYMMETRIC, Scheme
 from tests.conftest import missing
+from tests.support import forking
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
 
@@ -524,11 +526,14 @@ def test_the_curl_worker_in_the_docs_works(start_server: Callable[..., Server], 
 # --- the README -------------------------------------------------------------------------------------------
 
 
-def shell(code: str, environment: Mapping[str, str]) -> str:
+#: where programs are that are run from the start of Python on
+REAL = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def shell(code: str, environment: Mapping[str, str], *, path: str = REAL) -> str:
     """What a piece of shell prints, run as a user would, in the top folder."""
     if shutil.which("curl") is None:
         missing("curl")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-ec", code],
         cwd=ROOT,
@@ -543,9 +548,10 @@ def shell(code: str, environment: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def printing(command: str, environment: Mapping[str, str], *, until_line: str, lines: list[str]) -> Iterator[None]:
+def printing(
+    command: str, environment: Mapping[str, str], *, until_line: str, lines: list[str], path: str = REAL
+) -> Iterator[None]:
     """A command that goes on until the block ends; what it prints up to the line that starts so is in `lines`."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with subprocess.Popen(
         ["bash", "-ec", f"exec {command}"],
         cwd=ROOT,
@@ -671,17 +677,19 @@ def test_more_than_one_process_of_the_readme(bare_postgres_url: str, tmp_path: P
 
     api, one, other, receiver = on_free_ports(started).splitlines()
     lines: list[str] = []
+    path = forking.on_path(tmp_path / "programs")
+    run, ask = partial(printing, environment=environment, lines=lines, path=path), partial(shell, path=path)
     with (
-        printing(f"{api} --port {ports['8080']}", environment, until_line="dispatcher ready on", lines=lines),
-        printing(f"{one} --port {ports['8081']}", environment, until_line="dispatcher worker ready", lines=lines),
-        printing(other, environment, until_line="dispatcher worker ready", lines=lines),
-        printing(f"{receiver} --control-port {ports['8082']}", environment, until_line="receiver ready", lines=lines),
+        run(f"{api} --port {ports['8080']}", until_line="dispatcher ready on"),
+        run(f"{one} --port {ports['8081']}", until_line="dispatcher worker ready"),
+        run(other, until_line="dispatcher worker ready"),
+        run(f"{receiver} --control-port {ports['8082']}", until_line="receiver ready"),
     ):
         [token] = [line.removeprefix("token ") for line in lines if line.startswith("token ")]
         post, inbox, workers = on_free_ports(look).splitlines()
-        assert "202 Accepted" in shell(post, {**environment, "TOKEN": token})
-        [received] = until(lambda: json.loads(shell(inbox, environment))["items"])
-        shown = shell(workers, environment)
+        assert "202 Accepted" in ask(post, {**environment, "TOKEN": token})
+        [received] = until(lambda: json.loads(ask(inbox, environment))["items"])
+        shown = ask(workers, environment)
     assert received["status"] == 202
     assert [shown.count(f" {role} ") for role in ("api", "worker")] == [1, 2]
 
