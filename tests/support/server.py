@@ -50,6 +50,7 @@ class Server:
         database_url: str | None = None,
     ) -> None:
         self.data_dir = data_dir
+        database_url = database_url or new_databases.url_for(data_dir)
         self._database = {} if database_url is None else {"DATABASE_URL": database_url}
         self.database_url = database_url
         #: where its database is, for whoever reads it beside it
@@ -109,7 +110,7 @@ class Server:
             dev=self._dev,
             settings=self._settings | (settings or {}),
             options=options,
-            database_url=self._database.get("DATABASE_URL"),
+            database_url=self.database_url,
         )
         worker.token = self.token
         return worker
