@@ -22,13 +22,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from dispatcher.config import Settings
 from dispatcher.installation import open_installation
 from dispatcher.store.records import Endpoint
 from dispatcher.store.rotating import Rotation
 from subscriptions import store as subscription_store
 from subscriptions.secrets import SigningKey
-from tests.support.api import Json
+from tests.support.api import Json, leading_to
 from tests.support.dns import NameServerThread
 from tests.support.leaks import Echo, Evidence, Wanted, a_jwt, end_of, fresh, kept_by, long_texts, search
 from tests.support.receiver import Receiver, Reply
@@ -356,9 +355,7 @@ class Story:
         """Note every private key there is now, by opening what is sealed; and what holds it, as it shows itself."""
 
         async def read() -> None:
-            installation = await open_installation(
-                Settings(data_dir=self.server.data_dir, database_url=self.server.database_url)
-            )
+            installation = await open_installation(leading_to(self.server))
             try:
                 async with installation.database.read() as connection:
                     wanted = [*self.ids, *ids]
