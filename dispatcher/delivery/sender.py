@@ -219,8 +219,7 @@ def _stages(timing: Timing) -> dict[str, float | bool] | None:
 
 def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
     seconds = record.ended - record.started
-    metrics.attempts_of(answer.outcome).inc()
-    metrics.attempt_seconds.observe(seconds)
+    metrics.attempts.count(answer.outcome, seconds)
     _LINE.write(
         delivery.account,
         delivery.id,
