@@ -317,8 +317,6 @@ class Committer:
             async with self._database.write(held) as connection:
                 asked = monotonic()
                 now = await sessions.mark_batch(connection, session, batch_id)
-                if now is None:
-                    raise StoreUnavailable("the session of this process is over")
                 self.clock.learn(now, asked=asked)
                 tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
                 for write, entries in _by_kind(batch):

@@ -17,6 +17,11 @@ import aiosqlite
 #: one statement, or the parts of one: each with its values
 Parts = Sequence[tuple[str, Sequence[Any]]]
 
+#: what follows from the rows of the steps before it; called in the connection's thread
+Following = Callable[[list[list[Any]]], Parts]
+#: looks at rows, in the connection's thread
+Check = Callable[[list[Any]], None]
+
 #: statements that stay prepared: one with many rows takes as long to prepare as to execute
 PREPARED = 512
 
@@ -34,7 +39,7 @@ class Connection(aiosqlite.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         #: what goes along with whatever is executed next: what begins the transaction, and what was left for later
-        self._before: list[Parts] = []
+        self._before: list[tuple[Parts, Check | None]] = []
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # a context manager as its parent's, of another class
         """A cursor for one statement at a time; nothing is done yet."""
@@ -44,14 +49,14 @@ class Connection(aiosqlite.Connection):
         """Begin a transaction with the next statement, by this one; where one has begun, it goes on."""
         if not self._has_begun:
             self._has_begun, self.reached_commit = True, False
-            self._before = [[(statement, ())]]
+            self._before = [([(statement, ())], None)]
 
     async def in_one_visit(self, method: str, *arguments: Any) -> _Done:
         """Call a method of a new cursor in the connection's thread, and take all that came of it."""
         done: _Done = await self._visit(self._do, method, arguments)
         return done
 
-    async def run(self, steps: Sequence[Parts]) -> list[list[Any]]:
+    async def run(self, steps: Sequence[Parts | Following]) -> list[list[Any]]:
         """Execute statements in this order, all in one visit. Answers the rows of each step.
 
         Where one fails, none that follows is executed.
@@ -59,9 +64,13 @@ class Connection(aiosqlite.Connection):
         rows: list[list[Any]] = await self._visit(self._do_all, steps)
         return rows
 
-    def leave(self, steps: Sequence[Parts]) -> None:
-        """Execute statements with what is executed next, before it: with COMMIT, if nothing else is."""
-        self._before += steps
+    def leave(self, steps: Sequence[Parts], check: Check | None = None) -> None:
+        """Execute statements with what is executed next, before it: with COMMIT, if nothing else is.
+
+        `check` is called with the rows of the last one, and stops what follows by what it raises.
+        """
+        self._before += [(parts, None) for parts in steps[:-1]]
+        self._before += [(parts, check) for parts in steps[-1:]]
 
     async def commit(self) -> None:
         """Commit the transaction, if anything was done in it or is left."""
@@ -91,7 +100,7 @@ class Connection(aiosqlite.Connection):
                 self._before = before
             raise
 
-    def _do(self, before: Sequence[Parts], method: str, arguments: Sequence[Any]) -> _Done:
+    def _do(self, before: Sequence[tuple[Parts, Check | None]], method: str, arguments: Sequence[Any]) -> _Done:
         cursor = self._conn.cursor()
         try:
             _execute(cursor, before)
@@ -100,24 +109,32 @@ class Connection(aiosqlite.Connection):
         finally:
             cursor.close()
 
-    def _do_all(self, before: Sequence[Parts], steps: Sequence[Parts]) -> list[list[Any]]:
+    def _do_all(
+        self, before: Sequence[tuple[Parts, Check | None]], steps: Sequence[Parts | Following]
+    ) -> list[list[Any]]:
         cursor = self._conn.cursor()
+        answers: list[list[Any]] = []
         try:
             _execute(cursor, before)
-            return [[row for sql, values in parts for row in cursor.execute(sql, values)] for parts in steps]
+            for step in steps:
+                parts = step(answers) if callable(step) else step
+                answers.append([row for sql, values in parts for row in cursor.execute(sql, values)])
         finally:
             cursor.close()
+        return answers
 
-    def _commit(self, before: Sequence[Parts]) -> None:
+    def _commit(self, before: Sequence[tuple[Parts, Check | None]]) -> None:
         self._do_all(before, ())
         self.reached_commit = True
         self._conn.commit()
 
 
-def _execute(cursor: sqlite3.Cursor, steps: Sequence[Parts]) -> None:
-    for parts in steps:
+def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Parts, Check | None]]) -> None:
+    for parts, check in steps:
         for sql, values in parts:
             cursor.execute(sql, values)
+        if check is not None:
+            check(cursor.fetchall())
 
 
 class _Done:

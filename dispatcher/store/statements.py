@@ -20,8 +20,12 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 #: what a statement is executed with once: values in the order of its names
 Row = Sequence[Any]
-#: a statement, and the rows that it is executed with, one after the other
-Step = tuple["Statement", Sequence[Row]]
+#: looks at rows that were answered
+Check = Callable[[list[Any]], None]
+#: a statement, and the rows that it is executed with, one after the other: or what tells them, from what the steps
+#: before it were answered
+Step = tuple["Statement", "Sequence[Row] | Following"]
+Following = Callable[[list[list[Any]]], Sequence[Row]]
 
 _encode = msgspec.json.encode
 
@@ -186,16 +190,25 @@ async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
     if connection.dialect.name == "sqlite":
         answers: list[list[Any]] = await driver_of(connection).run(_parts(connection, steps))
         return answers
-    prepared = [(statement.prepared(connection.dialect), rows) for statement, rows in steps]
-    return [await _execute(connection, one, [tuple(row) for row in one.rows(rows)]) for one, rows in prepared]
+    found: list[list[Any]] = []
+    for statement, rows in steps:
+        prepared = statement.prepared(connection.dialect)
+        known = prepared.rows(rows(found) if callable(rows) else rows)
+        found.append(await _execute(connection, prepared, [tuple(row) for row in known]))
+    return found
 
 
-async def leave(connection: AsyncConnection, *steps: Step) -> None:
-    """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT."""
+async def leave(connection: AsyncConnection, *steps: Step, check: Check | None = None) -> None:
+    """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT.
+
+    `check` is called with the rows of the last one, and stops what follows by what it raises.
+    """
     if connection.dialect.name == "sqlite":
-        driver_of(connection).leave(_parts(connection, steps))
-    else:
-        await run(connection, *steps)
+        driver_of(connection).leave(_parts(connection, steps), check)
+        return
+    answers = await run(connection, *steps)
+    if check is not None:
+        check(answers[-1])
 
 
 def driver_of(connection: AsyncConnection) -> Any:
@@ -203,8 +216,14 @@ def driver_of(connection: AsyncConnection) -> Any:
     return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
 
 
-def _parts(connection: AsyncConnection, steps: Iterable[Step]) -> list[list[tuple[str, Row]]]:
-    return [list(statement.prepared(connection.dialect).executions(rows)) for statement, rows in steps]
+def _parts(connection: AsyncConnection, steps: Iterable[Step]) -> list[Any]:
+    return [_part(statement.prepared(connection.dialect), rows) for statement, rows in steps]
+
+
+def _part(statement: Prepared, rows: Sequence[Row] | Following) -> Any:
+    if callable(rows):
+        return lambda answers: list(statement.executions(rows(answers)))
+    return list(statement.executions(rows))
 
 
 async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[tuple[Any, ...]]) -> list[Any]:
