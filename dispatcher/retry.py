@@ -49,7 +49,7 @@ _KINDS = {None: Kind.FAILURE, REJECTED: Kind.REFUSAL, GONE: Kind.GONE, EGRESS: K
 _RETRY_AFTER_CEILING = 3_155_760_000.0
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one attempt came back with."""
 
     #: how the attempt ended

@@ -133,7 +133,7 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
     now, session = tx.now, tx.session
     tx.news.lanes.update(row.lane for row in rows if row.is_done and not row.is_handed_off)
     tx.news.tasks |= not all(row.is_done for row in rows)
-    await tx.run(
+    await tx.leave(
         (_TASK, [(*row.task, *((None, now, now) if row.is_done else (now, now, None))) for row in rows]),
         (
             _DELIVERY,

@@ -178,7 +178,7 @@ class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.body.body)
 
 
-class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is kept of one attempt. Texts are scrubbed of the delivery's URL and secrets before they get here."""
 
     outcome: Outcome
@@ -195,7 +195,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, kw_only=True):
     timing: dict[str, float | bool] | None = None
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How an attempt ended, for `settle`."""
 
     delivery_id: str
@@ -212,7 +212,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     version: int | None = None
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class Settled(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What became of a delivery with this attempt."""
 
     state: DeliveryState

@@ -295,7 +295,7 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
             tx.counts[row.account, state] += 1
         elif state is DeliveryState.HELD and row.subscription_id is not None:
             held[row.subscription_id] += 1
-    await tx.run(
+    await tx.leave(
         (_ATTEMPT, attempt_rows),
         (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
         wiping(to_wipe),
