@@ -206,18 +206,15 @@ class Server:
 def until(condition: Any, *, within: float = PATIENCE, every: float | None = None) -> Any:
     """Wait until a condition returns something true, and return that. Fails after `within` seconds.
 
-    It is asked `every` so many seconds, else ever less often, and the less often the longer it takes to ask: a server
-    needs that time for its work.
+    It is asked `every` so many seconds, else ever less often: to ask a server takes time that it needs for its work.
     """
-    began = asked = time.monotonic()
-    pause = 0.01
+    deadline = time.monotonic() + within
+    pause = every or 0.01
     while True:
         found = condition()
         if found:
             return found
-        answered = time.monotonic()
-        if answered > began + within:
+        if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s")
-        pause = every or min(max(pause * 1.3, 8 * (answered - asked)), 0.25)
         time.sleep(pause)
-        asked = time.monotonic()
+        pause = every or min(pause * 1.3, 0.25)
