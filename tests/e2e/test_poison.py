@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from dispatcher.retry import POISON_AFTER, SUSPECT_AFTER
+from tests.conftest import DATABASES
 from tests.e2e.crash import books
 from tests.e2e.crash.books import LIVE, Books
 from tests.e2e.crash.poison_processors import RUNS
@@ -110,9 +111,11 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     runs = tmp_path / "runs"
     runs.touch()
     monkeypatch.setenv(RUNS, str(runs))
+    # on PostgreSQL each process waits for the session of the dead one to end
+    hurried = {"send_timeout": "5", "session_ttl": "20"} if DATABASES[0] == "postgresql" else {}
     server = Server(
         tmp_path / "data",
-        settings={"log_level": "warning"},
+        settings={"log_level": "warning", **hurried},
         options=("--processors", "tests.e2e.crash.poison_processors"),
         launcher="tests.e2e.crash.poison_launcher",
     )
