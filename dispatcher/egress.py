@@ -211,7 +211,7 @@ class EgressPolicy:
         )
 
 
-class Target(Discreet, frozen=True, kw_only=True):
+class Target(Discreet, frozen=True, kw_only=True, gc=False):
     """Where a request goes. Its path is a credential, so `repr` leaves it out."""
 
     HIDDEN = ("path",)

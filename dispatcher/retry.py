@@ -49,7 +49,7 @@ _KINDS = {None: Kind.FAILURE, REJECTED: Kind.REFUSAL, GONE: Kind.GONE, EGRESS: K
 _RETRY_AFTER_CEILING = 3_155_760_000.0
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one attempt came back with."""
 
     #: how the attempt ended
@@ -66,7 +66,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     other_secret: bool = False
 
 
-class History(msgspec.Struct, frozen=True, kw_only=True):
+class History(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What came before this attempt."""
 
     #: failed attempts so far
@@ -81,7 +81,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     other_secret: bool = False
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What becomes of the delivery."""
 
     #: the state it goes to

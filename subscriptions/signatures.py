@@ -5,7 +5,7 @@ A scheme is one function from a `Signable` to its headers, entered in `_SIGNERS`
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hmac
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
@@ -72,7 +72,7 @@ _EXCLUSIVE = (
 _SHARED_HEADER = "webhook-signature"
 
 
-class Signable(msgspec.Struct, frozen=True, kw_only=True):
+class Signable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt of a delivery, as far as signatures cover it."""
 
     #: what signs: schemes with one signature use the first; the others all, in this order
@@ -123,8 +123,6 @@ def sign(
     where `keys[0]` has none, and for `rfc9421` values that are not printable ASCII; SecretError where `standard` meets
     a secret that is not base64. `check_schemes` finds most of it earlier.
     """
-    if not keys:
-        raise SignatureError("Signing needs a key.")
     signable = Signable(
         keys=tuple(keys),
         delivery_id=delivery_id,
@@ -136,13 +134,20 @@ def sign(
         method=method,
         hub_method=hub_method,
     )
+    return headers_of(schemes, signable)
+
+
+def headers_of(schemes: Iterable[Scheme], signable: Signable) -> list[tuple[str, str]]:
+    """What `sign` returns, for an attempt that has been put together."""
+    if not signable.keys:
+        raise SignatureError("Signing needs a key.")
     headers: dict[str, str] = {}
     for scheme in schemes:
         for name, value in _SIGNERS[scheme](signable):
-            known = headers.get(name, value)
+            known = headers.setdefault(name, value)
             if known == value:
-                headers[name] = value
-            elif name == _SHARED_HEADER:
+                continue
+            if name == _SHARED_HEADER:
                 headers[name] = f"{known} {value}"
             else:
                 raise SignatureError(f"Two of the schemes write {name}: use one of them.")
@@ -228,36 +233,40 @@ def _timestamped(signable: Signable) -> list[tuple[str, str]]:
 
 
 def _standard(signable: Signable) -> list[tuple[str, str]]:
-    def signature(key: SigningKey, content: bytes) -> str:
-        digest = hmac.digest(standard_key(key.secret), content, "sha256")
-        return "v1," + base64.b64encode(digest).decode("ascii")
-
-    return _standard_headers(signable, signature)
+    return _standard_headers(signable, _v1)
 
 
 def _standard_ed25519(signable: Signable) -> list[tuple[str, str]]:
-    def signature(key: SigningKey, content: bytes) -> str:
-        return "v1a," + base64.b64encode(_ed25519(key, content)).decode("ascii")
+    return _standard_headers(signable, _v1a)
 
-    return _standard_headers(signable, signature)
+
+def _v1(key: SigningKey, content: bytes) -> str:
+    return "v1," + _base64(hmac.digest(standard_key(key.secret), content, "sha256"))
+
+
+def _v1a(key: SigningKey, content: bytes) -> str:
+    return "v1a," + _base64(_ed25519(key, content))
+
+
+def _base64(signature: bytes) -> str:
+    return binascii.b2a_base64(signature, newline=False).decode("ascii")
 
 
 def _standard_headers(signable: Signable, signature: Callable[[SigningKey, bytes], str]) -> list[tuple[str, str]]:
     # Standard Webhooks 1.0.0, "Webhook headers"
     timestamp = str(signable.timestamp)
     content = standard_content(signable.delivery_id, timestamp, signable.body)
-    signatures = [signature(signable.keys[0], content)]
-    for older in signable.keys[1:]:
-        try:
-            signatures.append(signature(older, content))
-        except (SecretError, SignatureError):
-            continue  # see `sign`
-    return [
-        ("webhook-id", signable.delivery_id),
-        ("webhook-timestamp", timestamp),
+    text = signature(signable.keys[0], content)
+    if len(signable.keys) > 1:
+        signatures = [text]
+        for older in signable.keys[1:]:
+            try:
+                signatures.append(signature(older, content))
+            except (SecretError, SignatureError):
+                continue  # see `sign`
         # a key pair that outlives a rotation signs alike under both secrets
-        (_SHARED_HEADER, " ".join(dict.fromkeys(signatures))),
-    ]
+        text = " ".join(dict.fromkeys(signatures))
+    return [("webhook-id", signable.delivery_id), ("webhook-timestamp", timestamp), (_SHARED_HEADER, text)]
 
 
 def _rfc9421(signable: Signable) -> list[tuple[str, str]]:

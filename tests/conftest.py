@@ -34,10 +34,16 @@ def missing(what: str) -> None:
     pytest.skip(f"missing on this machine: {what}")
 
 
+# What is imported and collected is there to the end: the collector is not to look through it again and again, neither
+# while it grows nor later.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What was imported and collected is there to the end: the collector is not to look through it again and again."""
+    """From here on, tests leave things behind."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -109,24 +109,26 @@ class Connection(asyncio.Protocol):
             SendError: there is no usable answer.
             BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
         """
-        self._answer, self._is_late = AnswerReader(has_body=has_body), False
-        self._waiter = self._loop.create_future()
+        last = self._answer
+        self._answer = answer = AnswerReader(has_body=has_body) if last is None else last.following(has_body=has_body)
+        self._is_late = False
+        self._waiter = waiter = self._loop.create_future()
         tick = self._deadlines.add(self, until)
         started = time.perf_counter()
         try:
             self._send(head, body)
-            await self._waiter
+            await waiter
         except BaseException:
             self.close()
             raise
         finally:
             self._deadlines.discard(self, tick)
             self._waiter = None
-            timing.wait = ((self._answer.head_at or time.perf_counter()) - started) * 1000.0
-        if self._answer.status == 0:
+            timing.wait = ((answer.head_at or time.perf_counter()) - started) * 1000.0
+        if answer.status == 0:
             self.close()
-            raise self._failure(self._answer)
-        return self._answer.response()
+            raise self._failure(answer)
+        return answer.response()
 
     @property
     def is_at_start(self) -> bool:

@@ -50,6 +50,7 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._policy = policy
         self._context = context or client_context()
         self._idle = IdleConnections[Connection](limit=max_idle, expiry_s=idle_s)
+        self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines()
         self._admitted: set[tuple[str, str, int]] = set()
 
@@ -59,17 +60,27 @@ class Http1Transport(httpx.AsyncBaseTransport):
         A kept connection may have been closed by the peer in the moment of its next use. If it breaks before any byte
         of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
         """
-        self._admit(request.target)
+        target = request.target
+        if (target.scheme, target.host, target.port) not in self._admitted:
+            self._admit(target)
         head = head_of(request)
-        until = asyncio.get_running_loop().time() + request.deadline
-        addresses = await self._addresses(request, timing, until)
-        kept = self._kept(addresses, request.target)
-        if kept is not None:
+        has_body = request.method != "HEAD"
+        until = self._loop.time() + request.deadline
+        literal = target.literal
+        addresses = (literal,) if literal is not None else await self._addresses(request, timing, until)
+        connection = self._kept(addresses, target)
+        if connection is not None:
             try:
-                return await self._exchange(kept, head, request, timing, until)
+                response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
             except BrokenBeforeAnswer:
                 timing.reconnected = True
-        return await self._exchange(await self._open(addresses, request, timing, until), head, request, timing, until)
+            else:
+                self._keep(connection)
+                return response
+        connection = await self._open(addresses, request, timing, until)
+        response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
+        self._keep(connection)
+        return response
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use close when their answer is there."""
@@ -107,22 +118,17 @@ class Http1Transport(httpx.AsyncBaseTransport):
 
     def _admit(self, target: Target) -> None:
         """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
-        place = target.scheme, target.host, target.port
-        if place in self._admitted:
-            return
         try:
             admit(target, self._policy)
         except EgressRefused as exc:
             raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
         if len(self._admitted) >= _MAX_ADMITTED:
             self._admitted.clear()
-        self._admitted.add(place)
+        self._admitted.add((target.scheme, target.host, target.port))
 
     async def _addresses(self, request: Request, timing: Timing, until: float) -> tuple[Address, ...]:
         """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
         target = request.target
-        if target.literal is not None:
-            return (target.literal,)
         cached = self._resolver.cached(target.host)
         if cached is None:
             try:
@@ -133,8 +139,11 @@ class Http1Transport(httpx.AsyncBaseTransport):
         return vetted(cached, target, self._policy)
 
     def _kept(self, addresses: tuple[Address, ...], target: Target) -> Connection | None:
-        found = (self._idle.take(_key(address, target)) for address in addresses)
-        return next((connection for connection in found if connection is not None), None)
+        for address in addresses:
+            connection = self._idle.take(_key(address, target))
+            if connection is not None:
+                return connection
+        return None
 
     async def _open(self, addresses: tuple[Address, ...], request: Request, timing: Timing, until: float) -> Connection:
         target = request.target
@@ -154,23 +163,19 @@ class Http1Transport(httpx.AsyncBaseTransport):
             raise
         return connection
 
-    async def _exchange(
-        self, connection: Connection, head: bytes, request: Request, timing: Timing, until: float
-    ) -> Response:
-        has_body = request.method != "HEAD"
-        response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
+    def _keep(self, connection: Connection) -> None:
         if connection.is_at_start:
             connection.keep_session()
             self._idle.put(connection)
         else:
             connection.close()
-        return response
 
 
 def _key(address: Address, target: Target) -> Hashable:
     # By name, too, also without TLS: two hosts of one machine must not be able to answer for each other.
-    # Packed, since an address object takes its time to be hashed.
-    return address.packed, target.port, target.scheme, target.host
+    # Packed, since an address object takes its time to be hashed; a literal host says it already.
+    packed = address.packed if target.literal is None else None
+    return packed, target.port, target.scheme, target.host
 
 
 def _late() -> SendError:

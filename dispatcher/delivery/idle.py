@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
@@ -41,15 +41,17 @@ class IdleConnections(Generic[T]):
         #: all of them, the longest idle first
         self._by_age: OrderedDict[T, None] = OrderedDict()
         #: the same ones by key, the longest idle first
-        self._by_key: dict[Hashable, OrderedDict[T, None]] = {}
+        self._by_key: dict[Hashable, deque[T]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
     def take(self, key: Hashable) -> T | None:
         """The connection of this key that was used last, if one is still good."""
         while (kept := self._by_key.get(key)) is not None:
-            connection = next(reversed(kept))
-            self._remove(connection)
+            connection = kept.pop()
+            if not kept:
+                del self._by_key[key]
+            del self._by_age[connection]
             if connection.reusable:
                 return connection
             connection.close()
@@ -62,10 +64,14 @@ class IdleConnections(Generic[T]):
             return
         connection.idle_since = asyncio.get_running_loop().time()
         self._by_age[connection] = None
-        self._by_key.setdefault(connection.key, OrderedDict())[connection] = None
+        kept = self._by_key.get(connection.key)
+        if kept is None:
+            kept = self._by_key[connection.key] = deque()
+        kept.append(connection)
         while len(self._by_age) > self._limit:
             self._drop_oldest()
-        self._schedule()
+        if self._sweep is None:
+            self._schedule()
 
     def close(self) -> None:
         """Close them all, and keep none from now on."""
@@ -76,7 +82,7 @@ class IdleConnections(Generic[T]):
             self._drop_oldest()
 
     def _schedule(self) -> None:
-        if self._sweep is None and self._by_age:
+        if self._by_age:
             oldest = next(iter(self._by_age))
             self._sweep = asyncio.get_running_loop().call_at(oldest.idle_since + self._expiry_s, self._expire)
 
@@ -88,13 +94,10 @@ class IdleConnections(Generic[T]):
         self._schedule()
 
     def _drop_oldest(self) -> None:
-        connection = next(iter(self._by_age))
-        self._remove(connection)
-        connection.close()
-
-    def _remove(self, connection: T) -> None:
-        del self._by_age[connection]
+        # Of all the longest idle, so also of its key.
+        connection, _ = self._by_age.popitem(last=False)
         kept = self._by_key[connection.key]
-        del kept[connection]
+        kept.popleft()
         if not kept:
             del self._by_key[connection.key]
+        connection.close()

@@ -51,6 +51,26 @@ _ESCAPING = re.compile(r"[%&\\]")
 _BACKSLASHED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))?")
 
 
+#: headers of whole answers that tell nothing: for a second, most answers of a server have the same ones
+_plain: set[Headers] = set()
+#: of which so many are remembered
+_MAX_PLAIN = 1024
+
+
+def is_plain(headers: Headers, body: bytes) -> bool:
+    """Whether an answer can say nothing about the request, whatever that was: all of it is kept, as it is."""
+    if body:
+        return False
+    if headers in _plain:
+        return True
+    if len(headers) > KEPT_HEADERS or not all(_tells_nothing(name, value) for name, value in headers):
+        return False
+    if len(_plain) >= _MAX_PLAIN:
+        _plain.clear()
+    _plain.add(headers)
+    return True
+
+
 class Scrubber:
     """Removes one endpoint's URL parts, secrets and header values from texts."""
 

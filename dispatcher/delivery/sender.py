@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import structlog
 from msgspec.structs import replace
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from dispatcher import egress, logs, metrics, retry
 from dispatcher.delivery import handshake
 from dispatcher.delivery.handshake import Handshakes
-from dispatcher.delivery.scrub import Scrubber
+from dispatcher.delivery.scrub import Scrubber, is_plain
 from dispatcher.delivery.signing import Signing, choose
 from dispatcher.delivery.transport import Request, Response, Timing, Transport
 from dispatcher.egress import Target
@@ -20,13 +20,14 @@ from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import DeliveryKind, Outcome
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report
+from subscriptions.models import Headers
 from subscriptions.secrets import Secret, SecretError
 from subscriptions.signatures import SignatureError
 
 log = structlog.get_logger(__name__)
 
-#: stages of an attempt whose time is kept
-_STAGES = ("dns", "connect", "tls", "wait")
+#: one structured line per attempt
+_LINE = logs.Line("attempt", "account", "delivery", "attempt", "origin", "outcome", "status", "error", "duration_ms")
 
 
 class Sender:
@@ -79,12 +80,15 @@ class Sender:
             answer, refused = self._judge(delivery, response, other_secret=signing.other_secret)
             if delivery.kind is DeliveryKind.HANDSHAKE:
                 granted_rate = handshake.granted_rate(_by_name(response))
-            scrubber = Scrubber(
-                tuple(request.headers) if delivery.kind is DeliveryKind.HANDSHAKE else delivery.endpoint.headers,
-                path=target.path,
-                secrets=self._secrets(delivery, signing),
-            )
-            record = _record(answer, started, timing, error=refused, response=response, scrubber=scrubber)
+            kept: tuple[Headers, str | None] = response.headers, None
+            if not is_plain(response.headers, response.body):
+                scrubber = Scrubber(
+                    tuple(request.headers) if delivery.kind is DeliveryKind.HANDSHAKE else delivery.endpoint.headers,
+                    path=target.path,
+                    secrets=self._secrets(delivery, signing),
+                )
+                kept = scrubber.answer(response.headers, response.body)
+            record = _record(answer, started, timing, error=refused, kept=kept, truncated=not response.complete)
         _observe(delivery, answer, record)
         return Report(
             delivery_id=delivery.id,
@@ -152,14 +156,14 @@ class Sender:
 def judge(response: Response, *, now: float, other_secret: bool = False) -> retry.Answer:
     """What an answer says. `now` is the wall clock, Unix seconds, for a Retry-After that names a date."""
     retry_after: str | None = None
-    wishes: set[str] = set()
+    wishes: Set[str] = frozenset()
     for name, value in response.headers:
         lowered = name.lower()
         if lowered == "retry-after":
             retry_after = value
         elif lowered == "webhook-delivery":
             # A list may come in several lines (RFC 9110, section 5.3).
-            wishes.update(wish.strip().lower() for wish in value.split(","))
+            wishes |= {wish.strip().lower() for wish in value.split(",")}
     return retry.Answer(
         outcome=Outcome.SUCCESS if 200 <= response.status <= 299 else Outcome.HTTP_ERROR,
         status=response.status,
@@ -180,40 +184,49 @@ def _record(
     timing: Timing,
     *,
     error: str | None = None,
-    response: Response | None = None,
-    scrubber: Scrubber | None = None,
+    kept: tuple[Headers, str | None] = ((), None),
+    truncated: bool = False,
 ) -> AttemptRecord:
-    took: dict[str, float | bool] = {
-        stage: round(ms, 2) for stage in _STAGES if (ms := getattr(timing, stage)) is not None
-    }
-    if timing.reconnected:
-        took["reconnected"] = True
-    kept = ((), None) if response is None or scrubber is None else scrubber.answer(response.headers, response.body)
+    """`kept` are headers and body of the answer, scrubbed."""
     return AttemptRecord(
         outcome=answer.outcome,
         status=answer.status,
         error=error,
         started=started,
         ended=time.monotonic(),
-        truncated=response is not None and not response.complete,
+        truncated=truncated,
         response_headers=kept[0],
         response_body=kept[1],
-        timing=took or None,
+        timing=_stages(timing),
     )
+
+
+def _stages(timing: Timing) -> dict[str, float | bool] | None:
+    """What is kept of it; None where no stage was reached."""
+    took: dict[str, float | bool] = {}
+    if timing.dns is not None:
+        took["dns"] = round(timing.dns, 2)
+    if timing.connect is not None:
+        took["connect"] = round(timing.connect, 2)
+    if timing.tls is not None:
+        took["tls"] = round(timing.tls, 2)
+    if timing.wait is not None:
+        took["wait"] = round(timing.wait, 2)
+    if timing.reconnected:
+        took["reconnected"] = True
+    return took or None
 
 
 def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
     seconds = record.ended - record.started
-    metrics.attempts_of(answer.outcome).inc()
-    metrics.attempt_seconds.observe(seconds)
-    logs.busy(
-        "attempt",
-        account=delivery.account,
-        delivery=delivery.id,
-        attempt=delivery.attempt,
-        origin=delivery.endpoint.origin,
-        outcome=str(answer.outcome),
-        status=answer.status,
-        error=record.error,
-        duration_ms=round(seconds * 1000, 1),
+    metrics.attempts.count(answer.outcome, seconds)
+    _LINE.write(
+        delivery.account,
+        delivery.id,
+        delivery.attempt,
+        delivery.endpoint.origin,
+        str(answer.outcome),
+        answer.status,
+        record.error,
+        round(seconds * 1000, 1),
     )

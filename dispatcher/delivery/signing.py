@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -12,10 +13,10 @@ from dispatcher.store.accounts import Account
 from dispatcher.store.records import LeasedDelivery
 from subscriptions import signatures
 from subscriptions.secrets import SecretError, SigningKey
-from subscriptions.signatures import Scheme, SignatureError
+from subscriptions.signatures import Scheme, Signable, SignatureError
 
 
-class Signing(msgspec.Struct, frozen=True, kw_only=True):
+class Signing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What signs one attempt. Without keys there are no signature headers."""
 
     #: the first is the one that a scheme with a single signature uses
@@ -30,8 +31,7 @@ class Signing(msgspec.Struct, frozen=True, kw_only=True):
         """The signature headers of one attempt. Raises SignatureError or SecretError."""
         if not self.keys:
             return []
-        return signatures.sign(
-            self.schemes,
+        signable = Signable(
             keys=self.keys,
             delivery_id=delivery.wire_id,
             timestamp=timestamp,
@@ -39,8 +39,10 @@ class Signing(msgspec.Struct, frozen=True, kw_only=True):
             content_type=delivery.body.content_type,
             target_uri=target.origin + target.path,
             key_id=self.key_id,
+            method="POST",
             hub_method=self.hub_method,
         )
+        return signatures.headers_of(self.schemes, signable)
 
 
 def choose(delivery: LeasedDelivery, account: Account, *, now: int) -> Signing:
@@ -73,10 +75,15 @@ def choose(delivery: LeasedDelivery, account: Account, *, now: int) -> Signing:
 def _schemes(own: Sequence[str] | None, accounts: Sequence[str] | None, key: SigningKey) -> tuple[Scheme, ...]:
     """The endpoint's schemes; else the account's, if this key can serve them; else those that it can."""
     if own:
-        return tuple(map(Scheme, own))
+        return _known(tuple(own))
     if accounts:
-        schemes = tuple(map(Scheme, accounts))
+        schemes = _known(tuple(accounts))
         with contextlib.suppress(SignatureError):
             signatures.check_schemes(schemes, key.secret, has_key_pair=key.seed is not None)
             return schemes
     return signatures.default_schemes(key.secret)
+
+
+@functools.lru_cache(256)
+def _known(names: tuple[str, ...]) -> tuple[Scheme, ...]:
+    return tuple(map(Scheme, names))

@@ -27,7 +27,7 @@ MAX_ANSWER_BYTES = 192 * 1024
 MAX_AGE_S = 300.0
 
 
-class Timing(msgspec.Struct):
+class Timing(msgspec.Struct, gc=False):
     """How long the stages of an attempt took, in ms; None where a stage was not reached or not needed.
 
     The caller passes it in, so that it keeps what happened when the attempt fails.
@@ -42,7 +42,7 @@ class Timing(msgspec.Struct):
     reconnected: bool = False
 
 
-class Request(Discreet, frozen=True, kw_only=True):
+class Request(Discreet, frozen=True, kw_only=True, gc=False):
     """What is sent. Headers and body may hold secrets, so `repr` leaves them out."""
 
     HIDDEN = ("headers", "body")
@@ -56,7 +56,7 @@ class Request(Discreet, frozen=True, kw_only=True):
     deadline: float
 
 
-class Response(Discreet, frozen=True, kw_only=True):
+class Response(Discreet, frozen=True, kw_only=True, gc=False):
     """An answer whose status and headers arrived whole."""
 
     HIDDEN = ("headers", "body")

@@ -24,8 +24,9 @@ from dispatcher import logs
 logs.configure(level=sys.argv[1], style=sys.argv[2])
 fields = {FIELDS!r}
 structlog.get_logger("x").info("attempt", **fields)
-logs.busy("attempt", **fields)
-logs.busy("attempt", **fields | {{"error": "\\ud800"}})
+line = logs.Line("attempt", *fields)
+line.write(*fields.values())
+line.write(*(fields | {{"error": "\\ud800"}}).values())
 """
 
 
