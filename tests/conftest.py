@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from tests.support import forking, postgres
+from tests.support import forking, new_databases, postgres
 from tests.support.receiver import Receiver
 from tests.support.server import Server
 from tests.support.stores import Home
@@ -21,8 +21,10 @@ REQUIRE = os.environ.get("TESTS_REQUIRE_ALL") == "1"
 #: by hand: tests take minutes that otherwise take part of it
 LONG = os.environ.get("TESTS_LONG") == "1"
 
-#: the kinds of database that the store is tested on
-DATABASES = ("sqlite", "postgresql")
+#: the kinds of database that what is tested on each is tested on; by hand TESTS_DATABASE names the only one
+DATABASES = new_databases.DATABASES
+#: for tests of what is in SQLite's file, or done to it
+of_the_file = pytest.mark.skipif("sqlite" not in DATABASES, reason="its subject is SQLite's file")
 
 
 def missing(what: str) -> None:
@@ -32,10 +34,16 @@ def missing(what: str) -> None:
     pytest.skip(f"missing on this machine: {what}")
 
 
+# What is imported and collected is there to the end: the collector is not to look through it again and again, neither
+# while it grows nor later.
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """What was imported and collected is there to the end: the collector is not to look through it again and again."""
+    """From here on, tests leave things behind."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +64,13 @@ def _tracebacks_are_plain() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_that_was_started_is_left() -> Iterator[None]:
     with forking.ending_with_us(), postgres.ending_with_us():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _databases_are_given_back() -> Iterator[None]:
+    """After all servers of a module have ended: it was set up before them."""
+    with new_databases.given_back():
         yield
 
 

@@ -7,12 +7,11 @@ from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from dispatcher.api import docs, failures, health, openapi, routes, shapes
 from dispatcher.api.events import Publishing
-from dispatcher.api.hot import Handler, answered
+from dispatcher.api.hot import Handler
 from dispatcher.api.intake import Intake
 from dispatcher.api.openapi import CALLBACK, documented
 from dispatcher.api.services import Services
@@ -20,7 +19,7 @@ from dispatcher.api.services import Services
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
+def create_app(services: Services, lifespan: Lifespan) -> Front:
     """The whole HTTP service over these services; `lifespan` runs what works behind it."""
     intake, publishing = Intake(services), Publishing(services)
 
@@ -101,7 +100,7 @@ def create_app(services: Services, lifespan: Lifespan) -> ASGIApp:
     return Front(app, hot)
 
 
-def create_worker_app(services: Services, lifespan: Lifespan) -> ASGIApp:
+def create_worker_app(services: Services, lifespan: Lifespan) -> Front:
     """What a worker answers: how it is, and nothing else."""
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     failures.install(app)
@@ -112,22 +111,22 @@ def create_worker_app(services: Services, lifespan: Lifespan) -> ASGIApp:
 
 
 class Front:
-    """Takes the hot routes past the framework: matching, dependencies and middleware cost more than the rest."""
+    """Names the hot routes, which the server takes past the framework: matching, dependencies and middleware cost more
+    than the rest. All else, it passes on."""
 
     def __init__(self, app: FastAPI, hot: Mapping[str, Handler]) -> None:
         self.app = app
         self._hot = hot
 
+    def hot(self, method: str, path: str) -> Handler | None:
+        """What handles this request past the framework."""
+        return self._hot.get(path) if method == "POST" else None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
-        handler = self._hot.get(scope["path"]) if scope["type"] == "http" else None
-        if handler is None or scope["method"] != "POST":
-            try:
-                await self.app(scope, receive, send)
-            except Exception:
-                # A request's fault was answered and logged; raised on, the server would log its text as well.
-                if scope["type"] != "http":
-                    raise
-            return
-        response = await answered(Request(scope, receive), handler)
-        await response(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except Exception:
+            # A request's fault was answered and logged; raised on, the server would log its text as well.
+            if scope["type"] != "http":
+                raise

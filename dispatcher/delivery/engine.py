@@ -75,6 +75,10 @@ class Engine:
         self._accounts = accounts
         self._settings = settings
         self._heartbeat = heartbeat
+        #: seconds that the session has to live on for a send to begin
+        self._lease_for_a_send = settings.longest_send + LEASE_MARGIN
+        #: the event loop's clock, seconds: timers go by it
+        self._now = asyncio.get_running_loop().time
         heartbeat.tell(on_beat=self._go_on, on_over=self._drop_all)
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
@@ -141,7 +145,7 @@ class Engine:
 
     def reserve(self, lane: str, size: int) -> bool:
         """Promise a place in a lane to a delivery that is about to be committed as leased to this process."""
-        now = _now()
+        now = self._now()
         if self._stopping or self._agenda.is_due(lane, now) or not self._has_lease_for_a_send(now):
             return False
         return self._lanes.reserve(lane, size, now)
@@ -149,7 +153,7 @@ class Engine:
     def cancel_reservation(self, lane: str, size: int) -> None:
         """Take back the promise: the delivery was not committed."""
         self._lanes.cancel_reservation(lane, size)
-        self._reconsider(self._lanes.get(lane), _now())
+        self._reconsider(self._lanes.get(lane), self._now())
 
     def hand_off(self, delivery: LeasedDelivery) -> None:
         """Take a delivery that was committed as leased to this process, on a reserved place."""
@@ -172,14 +176,14 @@ class Engine:
 
     def _wake_for(self, lane: str, delay: float = 0.0) -> None:
         """A lane has work in the database, due in `delay` seconds."""
-        self._agenda.note(lane, _now() + delay)
+        self._agenda.note(lane, self._now() + delay)
         self._wake.set()
 
     # Lease
 
     async def _lease_due(self) -> None:
         """Lease due work of the lanes that have room, then sleep until something changes."""
-        now = _now()
+        now = self._now()
         claims = self._claims(now)
         if not claims:
             due = None if self._starved else self._next_due(now)
@@ -196,7 +200,7 @@ class Engine:
             raise
         self._governor.spend(len(batch.deliveries))
         await self._take_in_turn(batch.deliveries)
-        now = _now()
+        now = self._now()
         for key, seconds in batch.closed.items():
             self._lanes.get(key).closed_until = now + seconds
         for lane, delay in batch.next_due.items():
@@ -216,7 +220,7 @@ class Engine:
             if not due:
                 break
             lane = self._lanes.get(due[0])
-            if lane.room(now) >= lane.worth_leasing:
+            if lane.is_worth_leasing(now):
                 lane.backlog = False
                 lanes.append(lane)
             elif now < lane.opens_at:
@@ -242,7 +246,7 @@ class Engine:
             await asyncio.sleep(gap)
 
     def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
-        now = _now()
+        now = self._now()
         for delivery in self._still_ours(deliveries):
             self._known.add(delivery.id)
             lane = self._lanes.put(delivery, now)
@@ -261,8 +265,10 @@ class Engine:
             self._spawn(self._deliver(turn))
 
     def _next_turn(self) -> Turn | None:
-        now = _now()
-        if self._stopping or not self._has_lease_for_a_send(now):
+        if not self._lanes.has_turns or self._stopping:
+            return None
+        now = self._now()
+        if not self._has_lease_for_a_send(now):
             return None
         turn = self._lanes.take(now)
         if turn is not None:
@@ -273,9 +279,9 @@ class Engine:
         """Send a leased delivery, and then others, as long as there is a turn for one more."""
         following: Turn | None = turn
         while following is not None:
-            began = _now()
-            await self._attempt(following)
-            if _now() - began < QUICK:
+            began = self._now()
+            await self._attempt(following, began)
+            if self._now() - began < QUICK:
                 # One that is refused before it is sent waits for nothing; others must have their turn.
                 await asyncio.sleep(0)
             following = self._next_turn()
@@ -283,42 +289,37 @@ class Engine:
                 # An answer may make room for more than one.
                 self._pump()
 
-    async def _attempt(self, turn: Turn) -> None:
+    async def _attempt(self, turn: Turn, now: float) -> None:
         """Send a delivery, free its slot, learn from the answer, and have it settled."""
+        report: Report | None = None
+        self._patience.begin(turn, now)
         try:
-            report = await self._send(turn)
-            self._learn(turn.lane, report)
-            self._settler.add(report)
+            report = await self._send(turn.delivery)
         except _NotNowError as exc:
-            self._reconsider(turn.lane, _now())
             self._spawn(self._give_back([turn.delivery], delay=exc.delay))
         except Exception:
             # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
             log.exception("delivery_failed_inside", delivery=turn.delivery.id)
             self._known.discard(turn.delivery.id)
-            self._reconsider(turn.lane, _now())
-
-    async def _send(self, turn: Turn) -> Report:
-        delivery = turn.delivery
-        self._patience.begin(turn, _now())
-        try:
-            account = await self._account(delivery)
-            window_end = delivery.endpoint.window_end
-            if window_end is not None and window_end <= self._store.now() * 1000:
-                # Leasing it again will expire it.
-                raise _NotNowError(delay=0.0)
-            is_current = await self._is_current(delivery)
-            if not (is_current and self._still_ours([delivery]) and self._has_lease_for_a_send(_now())):
-                raise _NotNowError(delay=0.0)
-            return await self._sender.send(delivery, account)
         finally:
             self._patience.end(turn)
-            self._lanes.finish(turn, _now())
+            self._learn(turn, report)
+        if report is not None:
+            self._settler.add(report)
+
+    async def _send(self, delivery: LeasedDelivery) -> Report:
+        account = self._accounts.known(delivery.account) or await self._account(delivery)
+        window_end = delivery.endpoint.window_end
+        if window_end is not None and window_end <= self._store.now() * 1000:
+            # Leasing it again will expire it.
+            raise _NotNowError(delay=0.0)
+        if time.monotonic() - delivery.seen_at > MAX_UNSEEN and not await self._is_current(delivery):
+            raise _NotNowError(delay=0.0)
+        if not (self._still_ours([delivery]) and self._has_lease_for_a_send(self._now())):
+            raise _NotNowError(delay=0.0)
+        return await self._sender.send(delivery, account)
 
     async def _account(self, delivery: LeasedDelivery) -> Account:
-        known = self._accounts.known(delivery.account)
-        if known is not None:
-            return known
         try:
             return await until_available(lambda: self._accounts.get(delivery.account))
         except KeyringError as exc:
@@ -327,8 +328,6 @@ class Engine:
 
     async def _is_current(self, delivery: LeasedDelivery) -> bool:
         """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""
-        if time.monotonic() - delivery.seen_at <= MAX_UNSEEN:
-            return True
         return await until_available(lambda: self._store.is_current(delivery.endpoint))
 
     def _lose_patience(self, turns: list[Turn]) -> None:
@@ -336,13 +335,14 @@ class Engine:
             self._lanes.free_slot(turn)
         self._pump()
 
-    def _learn(self, lane: Lane, report: Report) -> None:
-        now = _now()
-        lane.note(report.answer.outcome, report.answer.status, now)
-        if now < lane.quiet_until:
+    def _learn(self, turn: Turn, report: Report | None) -> None:
+        """The request is over, with an answer or without one: its slot and its place are free."""
+        lane, now = turn.lane, self._now()
+        if report is not None:
+            lane.note(report.answer.outcome, report.answer.status, now)
+        self._lanes.finish(turn, now)
+        if report is not None and now < lane.quiet_until:
             self._hush(lane, lane.quiet_until - now)
-        else:
-            self._lanes.refresh(lane, now)
         self._reconsider(lane, now)
 
     def _on_settled(self, report: Report, settled: Settled | None) -> None:
@@ -352,7 +352,7 @@ class Engine:
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
-        if lane.backlog and (now < lane.opens_at or lane.room(now) >= lane.worth_leasing):
+        if lane.backlog and (now < lane.opens_at or lane.is_worth_leasing(now)):
             lane.backlog = False
             self._agenda.note(lane.key, max(now, lane.opens_at))
             self._wake.set()
@@ -367,7 +367,7 @@ class Engine:
 
     def _pause(self, lane: Lane, seconds: float) -> None:
         """An endpoint has asked to be left alone."""
-        now = _now()
+        now = self._now()
         lane.quiet_until = max(lane.quiet_until, now + seconds)
         self._hush(lane, seconds)
         self._reconsider(lane, now)
@@ -385,7 +385,7 @@ class Engine:
         """Give a lane its next turn when its pace allows it; what has to wait for longer waits in the database."""
         if not lane.pace or not lane.queue:
             return
-        now = _now()
+        now = self._now()
         surplus = self._lanes.trim(lane, now)
         if surplus:
             # Without a delay, so that they keep their place before those that come after them.
@@ -397,17 +397,17 @@ class Engine:
     def _step(self, lane: Lane) -> None:
         lane.timer = False
         self._pace(lane)
-        self._lanes.refresh(lane, _now())
-        self._reconsider(lane, _now())
+        self._lanes.refresh(lane, self._now())
+        self._reconsider(lane, self._now())
         self._pump()
 
     def _speak_again(self, lane: Lane) -> None:
-        rest = lane.quiet_until - _now()
+        rest = lane.quiet_until - self._now()
         if rest > 0:
             # Timers may be a little early, and a pause may have grown meanwhile.
             self._hush(lane, rest)
             return
-        self._lanes.refresh(lane, _now())
+        self._lanes.refresh(lane, self._now())
         self._pump()
 
     # Give back
@@ -421,7 +421,7 @@ class Engine:
             release = Release(delivery_id=delivery.id, attempt=delivery.attempt, delay=delay)
             released = await until_available(lambda: self._store.release(release))
             if released is not None:
-                self._agenda.note(released.lane, _now() + released.delay)
+                self._agenda.note(released.lane, self._now() + released.delay)
         except Exception:
             # As after a failed delivery: the scan frees the lease.
             log.exception("release_failed_inside", delivery=delivery.id)
@@ -433,7 +433,7 @@ class Engine:
         """Find lanes with work that no hint told of, and leases of ours that nobody works on. Then rest."""
         self._scan_wanted.clear()
         await self._find_lanes()
-        self._lanes.forget_idle(_now())
+        self._lanes.forget_idle(self._now())
         unexplained = await self._store.unknown_leases(frozenset(self._known))
         # Twice in a row, and a while apart: not just on its way from a commit to us.
         stray = (unexplained & self._unexplained) - self._known
@@ -475,7 +475,7 @@ class Engine:
         return ours
 
     def _has_lease_for_a_send(self, now: float) -> bool:
-        return self._heartbeat.until - now >= self._settings.longest_send + LEASE_MARGIN
+        return self._heartbeat.until - now >= self._lease_for_a_send
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -489,7 +489,3 @@ class _NotNowError(Exception):
     def __init__(self, *, delay: float) -> None:
         super().__init__(delay)
         self.delay = delay
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

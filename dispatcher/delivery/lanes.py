@@ -123,6 +123,10 @@ class Lane:
         capacity = self.capacity
         return max(1, (capacity - min(self.width, capacity // 2)) // 2)
 
+    def is_worth_leasing(self, now: float) -> bool:
+        """Whether it has so many places that a lease is worth its commit."""
+        return self.room(now) >= self.worth_leasing
+
     @property
     def opens_at(self) -> float:
         """Monotonic time from which on it takes more: what it could not send soon, it leaves in the database."""
@@ -135,17 +139,15 @@ class Lane:
 
     def can_send(self, now: float) -> bool:
         """Whether its next delivery may start."""
-        return (
-            bool(self.queue)
-            and self.in_flight < self.width
-            and now >= self.quiet_until
-            and now >= self.next_send - EARLY
-        )
+        if not self.queue or self.in_flight >= self.width or now < self.quiet_until:
+            return False
+        return now >= self.next_send - EARLY
 
     @property
     def next_send(self) -> float:
         """Monotonic time before which the pace allows no other send."""
-        return max(self.last_send + self.pace, self.queue[0].not_before if self.queue else 0.0)
+        paced = self.last_send + self.pace
+        return max(paced, self.queue[0].not_before) if self.queue else paced
 
     @property
     def is_proven(self) -> bool:
@@ -244,6 +246,11 @@ class Lanes:
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(list(self._lanes.values()))
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether there may be something to send, as far as its lanes are concerned."""
+        return bool(self._rings[0] or self._rings[1])
 
     def get(self, key: str) -> Lane:
         """The lane of this name."""

@@ -12,6 +12,9 @@ from typing import Any
 
 #: full passes until one looks at all again
 PASSES = 100
+#: objects that come without others going until the young ones are looked at. Requests under way have thousands, which
+#: go by themselves as they end: with Python's own 700 they were looked at again and again, to find nothing
+YOUNG = 10_000
 
 
 class _Collector:
@@ -29,5 +32,6 @@ class _Collector:
 
 def calm() -> None:
     """Collect what starting up has left, and set the rest aside; from now on too. Once a process."""
+    gc.set_threshold(YOUNG)
     gc.callbacks.append(_Collector())
     gc.collect()

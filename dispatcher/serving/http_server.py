@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from dispatcher.serving.http_protocol import HttpProtocol
+
 
 class HttpServer(uvicorn.Server):
     """Serves an app until it is told to stop. `on_ready` is called once it takes requests."""
@@ -19,7 +21,7 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="on",
             access_log=False,

@@ -7,6 +7,7 @@ answer always means "on disk". A caller that goes away cancels nothing.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,10 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
-    stop_after_attempt,
     stop_after_delay,
     wait_exponential,
-    wait_random,
 )
 
 from dispatcher import metrics
@@ -32,7 +31,7 @@ from dispatcher.store import ledger, sessions
 from dispatcher.store.clock import DatabaseClock
 from dispatcher.store.database import Database
 from dispatcher.store.news import News, tell_others
-from dispatcher.store.statements import Step, run
+from dispatcher.store.statements import Step, leave, run
 
 log = structlog.get_logger(__name__)
 
@@ -40,12 +39,14 @@ log = structlog.get_logger(__name__)
 MAX_BATCH_WEIGHT = 1_000
 #: and of a patient one while urgent writes come in, so that those never wait long
 MAX_PATIENT_WEIGHT = 128
-#: seconds for which the connection is kept from batch to batch, while others who write wait for it
+#: seconds for which the connection is kept from batch to batch before it is asked whether others wait for it
 HELD_FOR = 0.05
 #: seconds after an urgent write in which the next one is expected
 LATELY = 1.0
 #: how many times a batch is written that others were in the way of
 MAX_TRIES = 5
+#: seconds that it waits before each of them, at most
+MAX_PAUSE = 0.05
 #: waits that are remembered until somebody takes them
 MAX_WAITS = 100
 #: seconds for which a commit without an answer is looked up
@@ -77,6 +78,10 @@ class Transaction:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
         return await run(self.connection, *steps)
 
+    async def leave(self, *steps: Step) -> None:
+        """Execute statements whose rows nobody waits for, before whatever is executed next: not within a `part`."""
+        await leave(self.connection, *steps)
+
     @asynccontextmanager
     async def part(self) -> AsyncIterator[None]:
         """A part of it that is undone by itself where an exception leaves the block; so are its counts."""
@@ -92,7 +97,7 @@ class Transaction:
     async def write_counts(self) -> None:
         """Add what was counted to the ledger: the last thing that is done in it."""
         if self.counts:
-            await self.run(ledger.counting(self.counts, session=self.session))
+            await self.leave(ledger.counting(self.counts, session=self.session))
 
     async def tell_others(self) -> None:
         """Tell other processes what it leaves to be done, with its COMMIT."""
@@ -163,6 +168,9 @@ class Committer:
         #: the connection, while batch follows on batch; that it was kept for long enough; what gives it back
         self._held: AsyncConnection | None = None
         self._held_enough = False
+        #: there was a batch since somebody last looked whether it is to be kept; when that is next
+        self._is_in_use = False
+        self._next_look: asyncio.TimerHandle | None = None
         self._holding = AsyncExitStack()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -239,17 +247,28 @@ class Committer:
 
     async def _connection(self) -> AsyncConnection:
         """The connection that is held; taking one for each batch costs more than many a batch."""
+        self._is_in_use = True
         if self._held is None:
             self._held = await self._holding.enter_async_context(self._database.hold())
-            asyncio.get_running_loop().call_later(HELD_FOR, self._hold_no_longer)
+            self._look_later()
         return self._held
 
-    def _hold_no_longer(self) -> None:
-        self._held_enough = True
-        self._wake.set()
+    def _look_later(self) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(HELD_FOR, self._look)
+
+    def _look(self) -> None:
+        """Hold the connection no longer if another waits for one, or if no batch came since the last look."""
+        if self._is_in_use and not self._database.waiting:
+            self._is_in_use = False
+            self._look_later()
+        else:
+            self._held_enough = True
+            self._wake.set()
 
     async def _give_back(self) -> None:
         self._held, self._held_enough = None, False
+        if self._next_look is not None:
+            self._next_look.cancel()
         try:
             await self._holding.aclose()
         except Exception:
@@ -292,15 +311,12 @@ class Committer:
 
     async def _transact_again(self, batch: list[_Entry]) -> list[Any]:
         """Write a batch, and write it anew where another process was at the same rows."""
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(StoreContended),
-            wait=wait_random(0, 0.05),
-            stop=stop_after_attempt(MAX_TRIES),
-            reraise=True,
-        ):
-            with attempt:
+        for _ in range(MAX_TRIES - 1):
+            try:
                 return await self._transact(batch)
-        raise StoreContended("others were at the same rows, again and again")
+            except StoreContended:
+                await asyncio.sleep(random.uniform(0, MAX_PAUSE))  # noqa: S311 - so that two do not meet again
+        return await self._transact(batch)
 
     async def _transact(self, batch: list[_Entry]) -> list[Any]:
         """Write a batch in one transaction: begin, mark, apply, commit. Returns the answers in batch order."""
@@ -310,12 +326,11 @@ class Committer:
         applied = False
         # Another may begin while this one is at work.
         session = self.session
+        held = await self._connection()
         try:
-            async with self._database.write(await self._connection()) as connection:
+            async with self._database.write(held) as connection:
                 asked = monotonic()
                 now = await sessions.mark_batch(connection, session, batch_id)
-                if now is None:
-                    raise StoreUnavailable("the session of this process is over")
                 self.clock.learn(now, asked=asked)
                 tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
                 for write, entries in _by_kind(batch):
@@ -325,10 +340,11 @@ class Committer:
                 await tx.tell_others()
                 applied = True
         except Exception:
+            # Only when COMMIT itself got no good answer can the batch be on disk all the same.
+            is_unsure = applied and self._database.reached_commit(held)
             # Whatever is wrong with it, the next one has its own.
             await self._give_back()
-            # Only when COMMIT itself got no good answer can the batch be on disk all the same.
-            if not (applied and await self._was_committed(batch_id, session)):
+            if not (is_unsure and await self._was_committed(batch_id, session)):
                 raise
         if news:
             self.on_news(news)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from dispatcher.errors import ConfigError, StoreContended, StoreUnavailable
 from dispatcher.store import postgresql as postgres
 from dispatcher.store import sqlite
+from dispatcher.store.statements import driver_of
 
 #: how long a write waits for another process's lock on the file, milliseconds
 BUSY_TIMEOUT_MS = 2_000
@@ -32,6 +33,8 @@ READERS = 4
 CACHE_KIB = 16_384
 #: connections to PostgreSQL, where nobody says how many
 CONNECTIONS = 8
+#: how a transaction on SQLite that may write begins: it has its turn to write from the start
+_BEGIN_TO_WRITE = "BEGIN IMMEDIATE"
 #: the advisory lock of PostgreSQL that `Database.setup` takes: any number that nobody else uses
 _SETUP_LOCK = 0x64697370_61746368
 
@@ -90,12 +93,14 @@ class Database:
         Raises ConfigError when the URL cannot be used.
         """
         self.url = url
+        #: how many wait for a connection to write on
+        self.waiting = 0
         #: whether bodies and attempts stand in partitions
         self.is_partitioned = postgres.is_meant(url)
         self._pgbouncer = pgbouncer
         self._timeout = timeout
         if url.startswith("sqlite+aiosqlite:"):
-            self._writer = _engine(url, begin="BEGIN IMMEDIATE", pool_size=1)
+            self._writer = _engine(url, begin=_BEGIN_TO_WRITE, pool_size=1)
             self._reader = _engine(url, begin="BEGIN", pool_size=READERS)
             return
         if not postgres.is_meant(url):
@@ -122,11 +127,22 @@ class Database:
         """
         with translated_errors():
             if held is not None:
-                async with held.begin():
+                async with _on(held):
                     yield held
                 return
-            async with self._writer.begin() as connection:
+            async with AsyncExitStack() as stack:
+                self.waiting += 1
+                try:
+                    connection = await stack.enter_async_context(self._writer.begin())
+                finally:
+                    self.waiting -= 1
                 yield connection
+
+    @staticmethod
+    def reached_commit(held: AsyncConnection) -> bool:
+        """Whether a transaction that failed may be on disk all the same: its COMMIT was sent, as far as is known."""
+        driver = driver_of(held)
+        return driver.reached_commit if isinstance(driver, sqlite.Connection) else True
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[AsyncConnection]:
@@ -180,6 +196,25 @@ class Database:
         """Close every connection."""
         await self._writer.dispose()
         await self._reader.dispose()
+
+
+@asynccontextmanager
+async def _on(held: AsyncConnection) -> AsyncIterator[None]:
+    """A transaction on a connection that is held. To SQLAlchemy it begins when a statement passes through it."""
+    driver = driver_of(held)
+    if not isinstance(driver, sqlite.Connection):
+        async with held.begin():
+            yield
+        return
+    driver.begin(_BEGIN_TO_WRITE)
+    try:
+        yield
+        # Through SQLAlchemy both cost as much as all else about a small transaction.
+        await (held.commit() if held.in_transaction() else driver.commit())
+    except BaseException:
+        await held.rollback()
+        await driver.rollback()
+        raise
 
 
 async def _check_postgresql(connection: AsyncConnection) -> None:
@@ -291,7 +326,7 @@ def _engine(url: str, *, begin: str, pool_size: int) -> AsyncEngine:
 
     @sa.event.listens_for(engine.sync_engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
-        # It goes along with the first statement.
+        # It goes along with the first statement. One that began without SQLAlchemy goes on.
         connection.connection.driver_connection.begin(begin)  # type: ignore[union-attr]  # `sqlite.Connection`
 
     return engine

@@ -59,17 +59,18 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     if not request.lanes:
         return LeasedBatch(deliveries=[], next_due={})
     dialect = tx.connection.dialect
-    [found] = await tx.run(lanewise.due(dialect, request.lanes, tx.now))
-    callbacks = [id_ for id_, subscription_id in found if subscription_id is None]
-    others = [id_ for id_, subscription_id in found if subscription_id is not None]
+    found, callback_rows, message_rows = await tx.run(
+        lanewise.due(dialect, request.lanes, tx.now),
+        (_CALLBACKS, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id is None])),
+        (_MESSAGES, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id])),
+    )
     leased: list[LeasedDelivery] = []
     closed: dict[str, float] = {}
     if found:
-        callback_rows, message_rows = await tx.run((_CALLBACKS, _asked(callbacks)), (_MESSAGES, _asked(others)))
         leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
         # In the order in which they became due; the database has its own.
         by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
-        messages = [by_id[id_] for id_ in others if id_ in by_id]
+        messages = [by_id[id_] for id_, _ in found if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
     [_, first_due] = await tx.run(
         (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []),

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from importlib.metadata import version
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from dispatcher.errors import StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store.database import Database, now_ms
-from dispatcher.store.statements import Statement, run
+from dispatcher.store.statements import Statement, leave, run
 from dispatcher.store.tables import sessions
 
 
@@ -57,10 +60,24 @@ async def heartbeat(database: Database, session: str, *, ttl: float) -> bool:
         return result.rowcount == 1
 
 
-async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> int | None:
-    """Note which batch this transaction commits, and return the database's clock; None if the session is over."""
-    [marked] = await run(connection, (_MARK, [(batch, session)]))
-    return marked[0][0] if marked else None
+async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> int:
+    """Note which batch this transaction commits, and return the database's clock.
+
+    Raises StoreUnavailable if the session is over: where the clock is this machine's, not before the next statement.
+    """
+    step = (_MARK, [(batch, session)])
+    if connection.dialect.name == "sqlite":
+        await leave(connection, step, check=_must_be_there)
+        return time.time_ns() // 1_000_000
+    [marked] = await run(connection, step)
+    _must_be_there(marked)
+    now: int = marked[0][0]
+    return now
+
+
+def _must_be_there(marked: list[Any]) -> None:
+    if not marked:
+        raise StoreUnavailable("the session of this process is over")
 
 
 _MARK = Statement(

@@ -2,93 +2,139 @@
 
 A visit costs more than most of our statements: the event loop wakes the thread, and the thread wakes the loop. So a
 cursor is made, executes, hands over all its rows and is closed in one go; what begins a transaction goes along with
-its first statement; and statements that need nothing of each other share a visit.
+its first statement; statements that need nothing of each other share a visit; and those whose rows nobody waits for
+go along with what follows, at last with COMMIT.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import aiosqlite
+
+#: one statement, or the parts of one: each with its values
+Parts = Sequence[tuple[str, Sequence[Any]]]
+
+#: what follows from the rows of the steps before it; called in the connection's thread
+Following = Callable[[list[list[Any]]], Parts]
+#: looks at rows, in the connection's thread
+Check = Callable[[list[Any]], None]
 
 #: statements that stay prepared: one with many rows takes as long to prepare as to execute
 PREPARED = 512
 
 
 class Connection(aiosqlite.Connection):
-    """What SQLAlchemy's dialect for aiosqlite needs of a connection, and `run`."""
+    """What SQLAlchemy's dialect for aiosqlite needs of a connection, and what the hot path does."""
 
-    #: what begins the transaction, until its first statement takes it along
-    _opening: str | None = None
+    #: a transaction was begun, if only on paper
+    _has_begun = False
     #: something was executed since the last transaction ended
     _is_used = False
+    #: the last transaction got as far as its COMMIT
+    reached_commit = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        #: what goes along with whatever is executed next: what begins the transaction, and what was left for later
+        self._before: list[tuple[Parts, Check | None]] = []
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # a context manager as its parent's, of another class
         """A cursor for one statement at a time; nothing is done yet."""
         return Cursor(self)
 
     def begin(self, statement: str) -> None:
-        """Begin a transaction with the next statement, by this one."""
-        self._opening = statement
+        """Begin a transaction with the next statement, by this one; where one has begun, it goes on."""
+        if not self._has_begun:
+            self._has_begun, self.reached_commit = True, False
+            self._before = [([(statement, ())], None)]
 
     async def in_one_visit(self, method: str, *arguments: Any) -> _Done:
         """Call a method of a new cursor in the connection's thread, and take all that came of it."""
         done: _Done = await self._visit(self._do, method, arguments)
         return done
 
-    async def run(self, steps: Sequence[Sequence[tuple[str, Sequence[Any]]]]) -> list[list[Any]]:
+    async def run(self, steps: Sequence[Parts | Following]) -> list[list[Any]]:
         """Execute statements in this order, all in one visit. Answers the rows of each step.
 
-        A step is one statement, or the parts of one. Where one fails, none that follows is executed.
+        Where one fails, none that follows is executed.
         """
         rows: list[list[Any]] = await self._visit(self._do_all, steps)
         return rows
 
+    def leave(self, steps: Sequence[Parts], check: Check | None = None) -> None:
+        """Execute statements with what is executed next, before it: with COMMIT, if nothing else is.
+
+        `check` is called with the rows of the last one, and stops what follows by what it raises.
+        """
+        self._before += [(parts, None) for parts in steps[:-1]]
+        self._before += [(parts, check) for parts in steps[-1:]]
+
     async def commit(self) -> None:
-        """Commit the transaction, if anything was done in it."""
-        await self._end(super().commit)
+        """Commit the transaction, if anything was done in it or is left."""
+        if self._is_used or len(self._before) > 1:
+            await self._visit(self._commit)
+        self._is_over()
 
     async def rollback(self) -> None:
         """Roll back the transaction, if anything was done in it."""
-        await self._end(super().rollback)
-
-    async def _end(self, end: Callable[[], Awaitable[None]]) -> None:
-        self._opening = None
+        self._before = []
         if self._is_used:
-            await end()
-            self._is_used = False
+            await super().rollback()
+        self._is_over()
+
+    def _is_over(self) -> None:
+        self._before = []
+        self._has_begun = self._is_used = False
 
     async def _visit(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        opening, self._opening = self._opening, None
+        before, self._before = self._before, []
         self._is_used = True
         try:
-            return await self._execute(work, opening, *arguments)  # type: ignore[no-untyped-call]
+            return await self._execute(work, before, *arguments)  # type: ignore[no-untyped-call]
         except sqlite3.Error:
             if not self._conn.in_transaction:
                 # It did not begin; whatever is executed next must not do so outside of a transaction.
-                self._opening = opening
+                self._before = before
             raise
 
-    def _do(self, opening: str | None, method: str, arguments: Sequence[Any]) -> _Done:
+    def _do(self, before: Sequence[tuple[Parts, Check | None]], method: str, arguments: Sequence[Any]) -> _Done:
         cursor = self._conn.cursor()
         try:
-            if opening is not None:
-                cursor.execute(opening)
+            _execute(cursor, before)
             getattr(cursor, method)(*arguments)
             return _Done(cursor)
         finally:
             cursor.close()
 
-    def _do_all(self, opening: str | None, steps: Sequence[Sequence[tuple[str, Sequence[Any]]]]) -> list[list[Any]]:
+    def _do_all(
+        self, before: Sequence[tuple[Parts, Check | None]], steps: Sequence[Parts | Following]
+    ) -> list[list[Any]]:
         cursor = self._conn.cursor()
+        answers: list[list[Any]] = []
         try:
-            if opening is not None:
-                cursor.execute(opening)
-            return [[row for sql, values in parts for row in cursor.execute(sql, values)] for parts in steps]
+            _execute(cursor, before)
+            for step in steps:
+                parts = step(answers) if callable(step) else step
+                answers.append([row for sql, values in parts for row in cursor.execute(sql, values)])
         finally:
             cursor.close()
+        return answers
+
+    def _commit(self, before: Sequence[tuple[Parts, Check | None]]) -> None:
+        self._do_all(before, ())
+        self.reached_commit = True
+        self._conn.commit()
+
+
+def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Parts, Check | None]]) -> None:
+    for parts, check in steps:
+        for sql, values in parts:
+            cursor.execute(sql, values)
+        if check is not None:
+            check(cursor.fetchall())
 
 
 class _Done:

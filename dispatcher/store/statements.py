@@ -7,7 +7,8 @@ them go to the database together (`run`). What differs between databases is know
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -19,8 +20,12 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 #: what a statement is executed with once: values in the order of its names
 Row = Sequence[Any]
-#: a statement, and the rows that it is executed with, one after the other
-Step = tuple["Statement", Sequence[Row]]
+#: looks at rows that were answered
+Check = Callable[[list[Any]], None]
+#: a statement, and the rows that it is executed with, one after the other: or what tells them, from what the steps
+#: before it were answered
+Step = tuple["Statement", "Sequence[Row] | Following"]
+Following = Callable[[list[list[Any]]], Sequence[Row]]
 
 _encode = msgspec.json.encode
 
@@ -128,6 +133,8 @@ class Prepared:
         row = f"({', '.join('?' * len(places))})"
         self._before, found, self._after = self.sql.partition(f" VALUES {row}")
         self._row = row if found and isinstance(core, sa.Insert) else None
+        #: for a number of rows, the words for all of them
+        self._words: dict[int, str] = {}
 
     def rows(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows as the driver takes them."""
@@ -151,12 +158,15 @@ class Prepared:
         start = 0
         while start < len(rows):
             count = min(MAX_ROWS, 1 << (len(rows) - start).bit_length() - 1)
-            values = [value for row in rows[start : start + count] for value in row]
-            yield self._several(count), values
+            yield self._several(count), list(chain.from_iterable(rows[start : start + count]))
             start += count
 
     def _several(self, count: int) -> str:
-        return f"{self._before} VALUES {', '.join([self._row or ''] * count)}{self._after}"
+        words = self._words.get(count)
+        if words is None:
+            words = f"{self._before} VALUES {', '.join([self._row or ''] * count)}{self._after}"
+            self._words[count] = words
+        return words
 
 
 def _constant(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> Any:
@@ -177,12 +187,43 @@ def _getter(order: Sequence[int]) -> Callable[[Row], Row]:
 
 async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
     """Execute statements in this order, on SQLite in one visit to its thread. Answers the rows of each, as tuples."""
-    prepared = [(statement.prepared(connection.dialect), rows) for statement, rows in steps]
-    if connection.dialect.name != "sqlite":
-        return [await _execute(connection, one, [tuple(row) for row in one.rows(rows)]) for one, rows in prepared]
-    driver: Any = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
-    answers: list[list[Any]] = await driver.run([list(one.executions(rows)) for one, rows in prepared])
-    return answers
+    if connection.dialect.name == "sqlite":
+        answers: list[list[Any]] = await driver_of(connection).run(_parts(connection, steps))
+        return answers
+    found: list[list[Any]] = []
+    for statement, rows in steps:
+        prepared = statement.prepared(connection.dialect)
+        known = prepared.rows(rows(found) if callable(rows) else rows)
+        found.append(await _execute(connection, prepared, [tuple(row) for row in known]))
+    return found
+
+
+async def leave(connection: AsyncConnection, *steps: Step, check: Check | None = None) -> None:
+    """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT.
+
+    `check` is called with the rows of the last one, and stops what follows by what it raises.
+    """
+    if connection.dialect.name == "sqlite":
+        driver_of(connection).leave(_parts(connection, steps), check)
+        return
+    answers = await run(connection, *steps)
+    if check is not None:
+        check(answers[-1])
+
+
+def driver_of(connection: AsyncConnection) -> Any:
+    """The driver's own connection."""
+    return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
+
+
+def _parts(connection: AsyncConnection, steps: Iterable[Step]) -> list[Any]:
+    return [_part(statement.prepared(connection.dialect), rows) for statement, rows in steps]
+
+
+def _part(statement: Prepared, rows: Sequence[Row] | Following) -> Any:
+    if callable(rows):
+        return lambda answers: list(statement.executions(rows(answers)))
+    return list(statement.executions(rows))
 
 
 async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[tuple[Any, ...]]) -> list[Any]:

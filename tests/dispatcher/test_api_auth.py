@@ -7,7 +7,6 @@ import base64
 import hashlib
 import hmac
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +17,14 @@ import jwt
 import pytest
 
 from dispatcher import tokens
-from dispatcher.config import Settings
 from dispatcher.installation import Installation, open_installation
-from tests.support.api import Json, client_of, client_with, problem, stored, token
+from tests.support.api import Json, client_of, client_with, leading_to, problem, stored, token
+from tests.support.leaks import kept_by
+from tests.support.ledgers import ask
 from tests.support.patience import PROMPTLY
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
+from tests.support.stores import Home
 
 OTHER = "0" * 32
 
@@ -31,14 +32,14 @@ OTHER = "0" * 32
 @pytest.fixture(scope="module")
 def installation(server: Server) -> Iterator[Installation]:
     """The server's own keys: what a forger would need."""
-    found = asyncio.run(open_installation(Settings(data_dir=server.data_dir)))
+    found = asyncio.run(open_installation(leading_to(server)))
     yield found
     asyncio.run(found.database.close())
 
 
 @pytest.fixture(scope="module")
 def true_token(server: Server) -> str:
-    return token(server.data_dir, "acme", *tokens.ACCOUNT_SCOPES)
+    return token(server, "acme", *tokens.ACCOUNT_SCOPES)
 
 
 def parts(bearer: str) -> tuple[Json, Json]:
@@ -162,19 +163,19 @@ def test_changed_claims_are_unauthorized(server: Server, true_token: str) -> Non
 
 
 def test_a_token_of_another_installation_is_unauthorized(server: Server, tmp_path: Path) -> None:
-    with client_with(server, token(tmp_path / "other", "acme", *tokens.ACCOUNT_SCOPES)) as stranger:
+    with client_with(server, token(Home(data_dir=tmp_path / "other"), "acme", *tokens.ACCOUNT_SCOPES)) as stranger:
         problem(stranger.get("/account"), 401, "unauthorized")
 
 
 def test_a_token_ends_by_itself(server: Server) -> None:
-    with client_with(server, token(server.data_dir, "acme", "tasks:read", ttl=2)) as client:
+    with client_with(server, token(server, "acme", "tasks:read", ttl=2)) as client:
         assert client.get("/account").status_code == 200
         refused = until(lambda: (now := client.get("/account")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
 
 
 def test_a_revoked_token_is_refused_within_seconds(server: Server) -> None:
-    bearer = token(server.data_dir, "acme", "tasks:read")
+    bearer = token(server, "acme", "tasks:read")
     with client_with(server, bearer) as client:
         assert client.get("/account").status_code == 200
         server.cli("token", "revoke", parts(bearer)[1]["jti"])
@@ -183,9 +184,8 @@ def test_a_revoked_token_is_refused_within_seconds(server: Server) -> None:
 
 
 def test_no_token_is_stored(server: Server, true_token: str) -> None:
-    rows = sqlite3.connect(server.data_dir / "dispatcher.db").execute("SELECT * FROM tokens").fetchall()
-    assert rows
-    content = b"".join(path.read_bytes() for path in server.data_dir.iterdir() if path.is_file())
+    assert ask(server.place, "SELECT * FROM tokens")
+    content = kept_by(server)
     for piece in true_token.split(".")[1:]:
         assert piece.encode() not in content
 
@@ -221,7 +221,7 @@ def by_scopes(server: Server) -> Callable[..., httpx.Client]:
 
     def client(*scopes: str) -> httpx.Client:
         if scopes not in made:
-            made[scopes] = token(server.data_dir, "scoped", *scopes)
+            made[scopes] = token(server, "scoped", *scopes)
         return client_with(server, made[scopes])
 
     return client

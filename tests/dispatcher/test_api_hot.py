@@ -95,11 +95,17 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield running
 
 
+def head_of(client: httpx.Client, request: str, *headers: bytes, version: str = "HTTP/1.1") -> bytes:
+    """The head of a request, as it is written."""
+    head = f"{request} {version}\r\nHost: x\r\nAuthorization: {client.headers['Authorization']}\r\n".encode()
+    return head + b"".join(line + b"\r\n" for line in headers) + b"\r\n"
+
+
 class Line:
     """A connection on which a request is written byte for byte."""
 
     def __init__(self, client: httpx.Client) -> None:
-        self._head = f"Host: x\r\nAuthorization: {client.headers['Authorization']}\r\n".encode()
+        self._client = client
         self._socket = socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
 
     def __enter__(self) -> Line:
@@ -109,9 +115,7 @@ class Line:
         self._socket.close()
 
     def post(self, path: str, *headers: bytes) -> None:
-        self._socket.sendall(
-            f"POST {path} HTTP/1.1\r\n".encode() + self._head + b"".join(line + b"\r\n" for line in headers) + b"\r\n"
-        )
+        self._socket.sendall(head_of(self._client, f"POST {path}", *headers))
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
@@ -124,6 +128,10 @@ class Line:
             assert piece, found
             found += piece
         return found
+
+    def heard_to_the_end(self) -> bytes:
+        """What came until the other side closed."""
+        return b"".join(iter(lambda: self._socket.recv(65_536), b""))
 
 
 def body_of(receiver: Receiver, **fields: Any) -> bytes:
@@ -179,6 +187,30 @@ def test_of_two_keys_the_first_one_counts(client: httpx.Client, receiver: Receiv
         for key in ("one", "two")
     ]
     assert replayed == ["true", None]
+
+
+def test_requests_that_come_together_are_answered_in_their_order(client: httpx.Client, receiver: Receiver) -> None:
+    body = body_of(receiver)
+    task = head_of(client, "POST /tasks", b"Content-Length: %d" % len(body)) + body
+    broken = head_of(client, "POST /events", b"Content-Length: 1") + b"{"
+    account = head_of(client, "GET /account")
+    with Line(client) as line:
+        line.send(task + account + broken + task + head_of(client, "GET /healthz", b"Connection: close"))
+        statuses = [head[:3] for head in line.heard_to_the_end().split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"202", b"200", b"422", b"202", b"200"]
+
+
+@pytest.mark.parametrize(("version", "header"), [("HTTP/1.1", b"Connection: close"), ("HTTP/1.0", b"Accept: */*")])
+def test_a_line_is_closed_when_the_caller_wants_that(
+    client: httpx.Client, receiver: Receiver, version: str, header: bytes
+) -> None:
+    body = body_of(receiver)
+    with Line(client) as line:
+        line.send(head_of(client, "POST /tasks", header, b"Content-Length: %d" % len(body), version=version) + body)
+        head, _, answer = line.heard_to_the_end().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 202 Accepted\r\n")
+    assert head.lower().count(b"\r\nconnection: close") == 1
+    assert json.loads(answer)["id"]
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])

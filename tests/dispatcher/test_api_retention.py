@@ -11,6 +11,7 @@ from dispatcher.config import Settings
 from dispatcher.ids import id_floor
 from dispatcher.installation import open_installation
 from dispatcher.store import Store
+from tests.conftest import of_the_file
 from tests.support.api import accept, ended, in_state, stored, worked
 from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server
@@ -69,6 +70,7 @@ def delete_old(data_dir: Path, age: float) -> int:
     return asyncio.run(run())
 
 
+@of_the_file  # tests/dispatcher/test_partitions.py has it for PostgreSQL
 def test_old_finished_tasks_go_and_the_rest_stays(start_server: Callable[..., Server]) -> None:
     options = ["--processors", "tests.support.processors"]
     settings = {"retry_schedule": "[0.05]", "external_processors": '{"outside": 30}'}

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.support.api import MARKER, Json, client_of, delivery, problem
+from tests.support.leaks import kept_by
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import NO_TLS, Server, until
 from tests.support.subscribers import PATH, body_of, other, post, publish, subscribe, subscription
@@ -413,7 +414,7 @@ def test_a_secret_is_shown_once(server: Server, client: httpx.Client, receiver: 
     assert replayed.headers["Idempotency-Replayed"] == "true"
     assert replayed.json() == {name: value for name, value in rotated.json().items() if name != "secret"}
     assert MARKER not in server.log.read_text()
-    stored = b"".join(path.read_bytes() for path in server.data_dir.glob("dispatcher.db*"))
+    stored = kept_by(server)
     assert MARKER.encode() not in stored
     assert made["id"].encode() in stored
     # but it is what signs, and what is sent

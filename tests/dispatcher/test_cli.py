@@ -18,6 +18,7 @@ import jwt
 import pytest
 
 from subscriptions.keyring import Keyring
+from tests.conftest import of_the_file
 from tests.support import forking
 from tests.support.api import MARKER, client_with, problem
 from tests.support.patience import PROMPTLY
@@ -55,11 +56,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+def beside(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the data directory and the database of a server."""
+    return run(*arguments, "--data-dir", str(server.data_dir), env=server.environment)
+
+
 def test_a_token_is_made_listed_and_revoked_while_the_server_runs(plain: Server) -> None:
-    data = ["--data-dir", str(plain.data_dir)]
-    made = run(
+    made = beside(
+        plain,
         *("token", "create", "--account", "acme", "--scope", "tasks:read", "--scope", "tasks:write"),
-        *("--scope", "tasks:read", "--note", "for [red]x[/nope]", "--expires-in", "30", *data),
+        *("--scope", "tasks:read", "--note", "for [red]x[/nope]", "--expires-in", "30"),
     )
     assert (made.returncode, made.stderr) == (0, "")
     [bearer] = made.stdout.splitlines()
@@ -72,19 +78,19 @@ def test_a_token_is_made_listed_and_revoked_while_the_server_runs(plain: Server)
     with client_with(plain, bearer) as client:
         assert client.get("/tasks").json() == {"items": [], "next_cursor": None}
 
-        [shown] = json.loads(run("token", "list", "--account", "acme", "--json", *data).stdout)
+        [shown] = json.loads(beside(plain, "token", "list", "--account", "acme", "--json").stdout)
         assert (shown["id"], shown["state"], shown["note"]) == (claims["jti"], "live", "for [red]x[/nope]")
-        table = run("token", "list", *data)
+        table = beside(plain, "token", "list")
         assert (table.returncode, table.stderr) == (0, "")
         assert claims["jti"] in table.stdout  # whole, in 80 columns: it is there to be copied
         assert bearer.split(".")[2] not in table.stdout
-        assert run("token", "list", "--account", "other", "--json", *data).stdout == "[]\n"
+        assert beside(plain, "token", "list", "--account", "other", "--json").stdout == "[]\n"
 
-        revoked = run("token", "revoke", claims["jti"], *data)
+        revoked = beside(plain, "token", "revoke", claims["jti"])
         assert (revoked.returncode, revoked.stdout) == (0, "")
         refused = until(lambda: (now := client.get("/tasks")).status_code != 200 and now, within=PROMPTLY)
         problem(refused, 401, "unauthorized")
-    [shown] = json.loads(run("token", "list", "--json", *data).stdout)
+    [shown] = json.loads(beside(plain, "token", "list", "--json").stdout)
     assert shown["state"] == "revoked"
     assert shown["revoked_at"]
 
@@ -101,18 +107,18 @@ def test_a_token_is_made_listed_and_revoked_while_the_server_runs(plain: Server)
     ],
 )
 def test_a_token_that_cannot_be_made(plain: Server, options: list[str], says: str) -> None:
-    assert says in refusal(run("token", "create", *options, "--data-dir", str(plain.data_dir)))
+    assert says in refusal(beside(plain, "token", "create", *options))
 
 
 def test_the_longest_account_name_is_taken(plain: Server) -> None:
-    done = run("token", "create", "--account", "a" * 64, "--scope", "processor", "--data-dir", str(plain.data_dir))
+    done = beside(plain, "token", "create", "--account", "a" * 64, "--scope", "processor")
     assert done.returncode == 0
     assert jwt.decode(done.stdout.strip(), options={"verify_signature": False})["sub"] == "a" * 64
 
 
 @pytest.mark.parametrize("jti", ["0" * 32, MARKER])
 def test_an_unknown_token_cannot_be_revoked(plain: Server, jti: str) -> None:
-    assert "there is no token with this id" in refusal(run("token", "revoke", jti, "--data-dir", str(plain.data_dir)))
+    assert "there is no token with this id" in refusal(beside(plain, "token", "revoke", jti))
 
 
 @pytest.mark.parametrize("arguments", [["token", "create", "--account", "a"], ["nothing"]])
@@ -132,6 +138,7 @@ def listed(data: Path) -> list[dict[str, Any]]:
     return keys
 
 
+@of_the_file  # which its commands find without being told
 def test_a_keyring_is_rotated_listed_and_retired(tmp_path: Path) -> None:
     data = tmp_path / "data"
     options = ["--data-dir", str(data)]
@@ -193,7 +200,7 @@ def test_a_keyring_is_not_made_by_asking_for_it(tmp_path: Path, command: list[st
 
 def test_nobody_to_ask_needs_yes(plain: Server) -> None:
     keys = len(Keyring.load(plain.data_dir / "keyring.json").kids)
-    assert "needs --yes" in refusal(run("keyring", "rotate", "--data-dir", str(plain.data_dir)))
+    assert "needs --yes" in refusal(beside(plain, "keyring", "rotate"))
     assert len(Keyring.load(plain.data_dir / "keyring.json").kids) == keys
 
 
@@ -262,6 +269,7 @@ def test_dev_mode_prints_its_token_first_and_warns(start_server: Callable[..., S
     assert server.token not in warning
 
 
+@of_the_file
 def test_the_data_directory_is_made_and_closed_to_others(plain: Server) -> None:
     assert stat.S_IMODE(plain.data_dir.stat().st_mode) == 0o700
     for name in ("keyring.json", "dispatcher.db", "dispatcher.db-wal"):
@@ -308,8 +316,9 @@ def test_a_toml_file_sets_what_is_served(tmp_path: Path, start_server: Callable[
         problem(client.post("/tasks", json={**body, "payload": "x" * 999}), 413, "too-large", "/payload")
 
 
+@of_the_file
 def test_two_servers_cannot_share_a_directory(plain: Server) -> None:
-    done = run("serve", "--port", "0", "--data-dir", str(plain.data_dir))
+    done = beside(plain, "serve", "--port", "0")
     assert "another process serves" in refusal(done)
     assert httpx.get(f"{plain.url}/healthz", trust_env=False).status_code == 200
 

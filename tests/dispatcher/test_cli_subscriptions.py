@@ -35,7 +35,7 @@ from dispatcher.store.database import BUSY_TIMEOUT_MS, Database
 from dispatcher.store.tables import audit
 from dispatcher.tokens import ACCOUNT_SCOPES
 from tests.support import forking
-from tests.support.api import MARKER, client_of, token
+from tests.support.api import MARKER, client_of, leading_to, token
 from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server, until
 
@@ -81,7 +81,7 @@ class Way:
         self.by_api = by_api
         self.real = real
         folder.mkdir()
-        (folder / "token").write_text(token(server.data_dir, account, *ACCOUNT_SCOPES) + "\n")
+        (folder / "token").write_text(token(server, account, *ACCOUNT_SCOPES) + "\n")
         self.options = (
             ["--url", server.url, "--token-file", str(folder / "token")]
             if by_api
@@ -90,7 +90,8 @@ class Way:
 
     def run(self, *arguments: str, stdin: str = "") -> Done:
         """Run a command this way."""
-        return run(*arguments, *self.options, stdin=stdin, env={"DISPATCHER_DEV": "1"}, real=self.real)
+        environment = {"DISPATCHER_DEV": "1", **self.server.environment}
+        return run(*arguments, *self.options, stdin=stdin, env=environment, real=self.real)
 
     def json(self, *arguments: str, stdin: str = "") -> Any:
         """What a command that succeeds prints with --json."""
@@ -299,7 +300,7 @@ def test_secrets_are_rotated_with_an_overlap_without_one_and_revoked(way: Way, r
 )
 def test_a_rotation_that_cannot_be_meant(server: Server, options: list[str], says: str) -> None:
     way = ["--account", "dev", "--data-dir", str(server.data_dir)]
-    assert says in refusal(run("rotate", "0" * 32, *options, *way), 2)
+    assert says in refusal(run("rotate", "0" * 32, *options, *way, env=server.environment), 2)
 
 
 def test_a_secret_is_asked_for_without_an_echo(server: Server, receiver: Receiver, tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_a_secret_is_asked_for_without_an_echo(server: Server, receiver: Receive
         stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "dumb"},
+        env={**os.environ, "TERM": "dumb", **server.environment},
         start_new_session=True,  # without a terminal of its own, it asks on stdin
     )
     os.close(theirs)
@@ -395,8 +396,11 @@ def test_which_way_is_gone(server: Server, tmp_path: Path) -> None:
     by_api = {"DISPATCHER_URL": server.url, "DISPATCHER_TOKEN": server.token}
     data = ["--data-dir", str(server.data_dir)]
     assert run("list", env=by_api).returncode == 0
-    assert run("list", "--account", "dev", *data, env={"DISPATCHER_URL": "http://127.0.0.1:1"}).returncode == 0
-    assert run("list", "--account", "dev", env={"DISPATCHER_DATA_DIR": str(server.data_dir)}).returncode == 0
+    for arguments, environment in [
+        (data, {"DISPATCHER_URL": "http://127.0.0.1:1"}),
+        ([], {"DISPATCHER_DATA_DIR": str(server.data_dir)}),
+    ]:
+        assert run("list", "--account", "dev", *arguments, env=environment | server.environment).returncode == 0
     for arguments, says in [
         ([], "give --url to go by a server's API, or --account"),
         (data, "give --url to go by a server's API, or --account"),
@@ -429,7 +433,7 @@ def test_what_cannot_be_reached_or_is_not_allowed(server: Server, receiver: Rece
     with Receiver(lambda _request: Reply(raw=b"")) as broken:
         assert "The answer did not come" in told(broken.url, server.token, 3)
     assert "The token is not valid" in told(server.url, f"{server.token}x", 2)
-    assert "subscriptions:read" in told(server.url, token(server.data_dir, "dev", "tasks:read"), 1)
+    assert "subscriptions:read" in told(server.url, token(server, "dev", "tasks:read"), 1)
     assert "unencrypted" in run("list", env={"DISPATCHER_URL": "http://h.invalid", "DISPATCHER_TOKEN": "t"}).stderr
 
 
@@ -558,7 +562,7 @@ def exporters(server: Server, account: str) -> list[str]:
     mine = (audit.c.account == account, audit.c.action == "subscription.export")
 
     async def read() -> list[str]:
-        installation = await open_installation(Settings(data_dir=server.data_dir))
+        installation = await open_installation(leading_to(server))
         async with installation.database.read() as connection:
             actors = (await connection.execute(sa.select(audit.c.actor).where(*mine))).scalars().all()
         await installation.database.close()
@@ -606,7 +610,7 @@ def test_one_that_fails_keeps_no_other_from_being_imported(way: Way, receiver: R
 )
 def test_what_is_no_export_is_not_imported(server: Server, content: str, says: str) -> None:
     way = ["--account", "dev", "--data-dir", str(server.data_dir)]
-    assert says in refusal(run("import", "-", *way, stdin=content), 2)
+    assert says in refusal(run("import", "-", *way, stdin=content, env=server.environment), 2)
 
 
 def test_what_was_made_is_told_though_the_server_goes_away(receiver: Receiver) -> None:
@@ -642,7 +646,7 @@ def test_the_examples_of_the_docs_work(server: Server, receiver: Receiver, tmp_p
         "PATH": forking.on_path(tmp_path / "bin"),
         "NO_PROXY": "127.0.0.1",
         "DISPATCHER_URL": server.url,
-        "DISPATCHER_TOKEN": token(server.data_dir, "docs", *ACCOUNT_SCOPES),
+        "DISPATCHER_TOKEN": token(server, "docs", *ACCOUNT_SCOPES),
         "ENDPOINT": receiver.url,
     }
     done = subprocess.run(

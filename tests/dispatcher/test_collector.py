@@ -21,6 +21,11 @@ kept = [Node() for _ in range(50_000)]
 collector.calm()
 assert gc.get_freeze_count() > 50_000, "what there was is set aside"
 
+passes = gc.get_stats()[0]["collections"]
+under_way = [Node() for _ in range(collector.YOUNG // 2)]
+del under_way
+assert gc.get_stats()[0]["collections"] == passes, "what goes by itself is not looked at"
+
 young = weakref.ref(cycle())
 gc.collect()
 assert young() is None, "what came since is collected"

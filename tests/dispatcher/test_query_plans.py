@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import sqlalchemy as sa
 from dispatcher.bodies import Body
 from dispatcher.ids import new_id
 from dispatcher.models import Outcome, TaskState
-from dispatcher.store import Store, publishing, queries, sqlite, workers
+from dispatcher.store import Store, publishing, queries, workers
 from dispatcher.store.deliveries import Release
 from dispatcher.store.records import IdempotencyKey, LaneClaim, TaskClaim, TaskReport
 from dispatcher.store.redelivering import Bulk, Criteria
 from dispatcher.store.rotating import Rotation
+from dispatcher.store.statements import Prepared
 from dispatcher.store.work import Renewal, TaskRelease
 from subscriptions.models import Movement, Ordering, Verification
 from tests.support.stores import (
@@ -80,15 +82,15 @@ async def test_every_statement_uses_an_index(tmp_path: Path, monkeypatch: pytest
         if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH")) and "alembic" not in statement:
             seen.setdefault(statement, parameters[0] if many else parameters)
 
-    run = sqlite.Connection.run
+    executions = Prepared.executions
 
-    async def noted(connection: sqlite.Connection, steps: Any) -> Any:
-        for statement, parameters in (one for step in steps for one in step):
+    def noted(prepared: Prepared, rows: Any) -> Iterator[tuple[str, Any]]:
+        for statement, parameters in executions(prepared, rows):
             note(None, None, statement, tuple(parameters), None, many=False)
-        return await run(connection, steps)
+            yield statement, parameters
 
     # the hot path's statements pass SQLAlchemy by
-    monkeypatch.setattr(sqlite.Connection, "run", noted)
+    monkeypatch.setattr(Prepared, "executions", noted)
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:
         async with open_store(Home(data_dir=tmp_path / "data")) as store:

@@ -104,7 +104,9 @@ async def cost(connection: asyncpg.Connection[Any], sql: str, *parameters: Any) 
 
 
 async def cost_of(connection: asyncpg.Connection[Any], step: Step) -> tuple[int, float]:
-    statement, [row] = step
+    statement, rows = step
+    assert not callable(rows)
+    [row] = rows
     prepared = statement.prepared(DIALECT)
     return await cost(connection, prepared.sql, *prepared.rows([row])[0])
 
@@ -153,6 +155,6 @@ async def test_a_long_lane_costs_nothing(postgres_url: str) -> None:
 @pytest.mark.parametrize("lanes", [1, 7, 100])
 async def test_it_is_the_same_statement_for_any_number_of_lanes(lanes: int) -> None:
     claims = [LaneClaim(lane=f"acme https://h{number}", limit=1) for number in range(lanes)]
-    statement, [row] = lanewise.due(DIALECT, claims, 1)
+    statement, rows = lanewise.due(DIALECT, claims, 1)
     assert statement is lanewise.due(DIALECT, claims[:1], 1)[0]
-    assert row == (1, [claim.lane for claim in claims], [1] * lanes)
+    assert rows == [(1, [claim.lane for claim in claims], [1] * lanes)]

@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.conftest import missing
+from tests.conftest import missing, of_the_file
+from tests.support import postgres
+from tests.support.ledgers import ask
 from tests.support.patience import PATIENCE, PROMPTLY
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
@@ -104,6 +106,7 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+@of_the_file
 def test_a_full_disk_takes_no_tasks_and_loses_none(tmp_path: Path, start_server: Start) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -181,6 +184,10 @@ def test_a_full_disk_takes_no_tasks_and_loses_none(tmp_path: Path, start_server:
 @contextmanager
 def lock(server: Server) -> Iterator[None]:
     """Another process's lock on the database, for as long as the block runs."""
+    if server.database_url is not None:
+        with postgres.shared().locked("deliveries", database=postgres.name_of(server.database_url)):
+            yield
+        return
     with closing(sqlite3.connect(server.data_dir / "dispatcher.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield
@@ -207,6 +214,7 @@ def test_a_short_lock_only_slows_down(start_server: Start) -> None:
         assert len(arrived) == sum(arrived.values()) == 42, "nothing was sent twice"
 
 
+@of_the_file
 def test_a_long_lock_takes_no_tasks_and_loses_none(start_server: Start) -> None:
     """Longer than the busy timeout, and longer than the session of the server lives without a heartbeat."""
     with Receiver(slow_or_not) as receiver, ThreadPoolExecutor(9) as pool:
@@ -271,6 +279,7 @@ def test_what_a_stop_does_not_wait_for_is_told_to_ask_again(start_server: Start,
 # --- one server, and commands beside it -------------------------------------------------------------------
 
 
+@of_the_file
 def test_a_second_server_on_the_same_data_refuses(start_server: Start, receiver: Receiver) -> None:
     first = start_server()
     second = first.cli("serve", "--port", "0", check=False)
@@ -329,11 +338,10 @@ def test_sigterm_finishes_what_is_in_flight_and_gives_the_rest_back(start_server
         assert server.stop() == 0
         took = time.monotonic() - began
         sent = len(receiver.received)
-        with closing(sqlite3.connect(server.data_dir / "dispatcher.db")) as database:
-            states = dict(database.execute("SELECT state, count(*) FROM deliveries GROUP BY state"))
-            outcomes = dict(database.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
-            counted = database.execute("SELECT max(attempt) FROM deliveries WHERE state = 'pending'").fetchone()
-            callbacks = database.execute("SELECT count(*) FROM tasks WHERE callback_url IS NULL").fetchone()
+        states = dict(ask(server.place, "SELECT state, count(*) FROM deliveries GROUP BY state"))
+        outcomes = dict(ask(server.place, "SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
+        [counted] = ask(server.place, "SELECT max(attempt) FROM deliveries WHERE state = 'pending'")
+        [callbacks] = ask(server.place, "SELECT count(*) FROM tasks WHERE callback_url IS NULL")
         assert outcomes == {"success": sent}, "a lease given back is no attempt"
         assert states == {"delivered": sent, "pending": 40 - sent}
         assert counted == (0,)
@@ -363,9 +371,8 @@ def test_sigterm_at_any_moment_counts_no_attempt_that_was_not_made(start_server:
             total += 600
             time.sleep(0.05 + 0.04 * round_)
             assert server.stop() == 0
-            with closing(sqlite3.connect(server.data_dir / "dispatcher.db")) as database:
-                outcomes = dict(database.execute("SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
-                states = dict(database.execute("SELECT state, count(*) FROM deliveries GROUP BY state"))
+            outcomes = dict(ask(server.place, "SELECT outcome, count(*) FROM attempts GROUP BY outcome"))
+            states = dict(ask(server.place, "SELECT state, count(*) FROM deliveries GROUP BY state"))
             assert set(outcomes) <= {"success"}, outcomes
             assert set(states) <= {"delivered", "pending"}, states
             server.start()

@@ -56,9 +56,9 @@ def test_an_event_for_hundreds_is_fanned_out_once_to_each_through_a_kill(start_s
         done = done_of(server)
         assert done is not None, "the fan-out was over before the process was killed"
         assert BEFORE_KILL <= done < SUBSCRIBERS - DELETED
-        made = ask(server.data_dir, "SELECT subscription_id FROM deliveries WHERE source_id = ?", told["id"])
+        made = ask(server.place, "SELECT subscription_id FROM deliveries WHERE source_id = ?", told["id"])
         assert [id_ for (id_,) in sorted(made)] == sorted(ids)[:done], "what was made is not what is noted as made"
-        assert reconciles(server.data_dir)["accepted"] == done
+        assert reconciles(server.place)["accepted"] == done
 
         server.start()
         with server.client() as client:
@@ -80,21 +80,21 @@ def test_an_event_for_hundreds_is_fanned_out_once_to_each_through_a_kill(start_s
         assert server.stop() == 0
 
         question = "SELECT subscription_id, state, id FROM deliveries WHERE source_id = ?"
-        rows = ask(server.data_dir, question, told["id"])
+        rows = ask(server.place, question, told["id"])
         states = {row[0]: row[1] for row in rows}
         assert len(rows) == len(states) == SUBSCRIBERS, "somebody has none, or two"
         assert states.keys() == set(ids)
         assert late not in states
         assert {id_ for id_, state in states.items() if state == "cancelled"} == set(deleted)
         assert {state for id_, state in states.items() if id_ not in deleted} == {"delivered"}
-        assert {row[0] for row in ask(server.data_dir, question, again["id"])} == {*ids, late} - set(deleted)
+        assert {row[0] for row in ask(server.place, question, again["id"])} == {*ids, late} - set(deleted)
         total = 2 * SUBSCRIBERS - DELETED + 1
-        assert reconciles(server.data_dir) == {
+        assert reconciles(server.place) == {
             "accepted": total,
             "delivered": total - DELETED,
             "cancelled": DELETED,
         }
-        assert ask(server.data_dir, "SELECT 1 FROM fan_outs") == []
+        assert ask(server.place, "SELECT 1 FROM fan_outs") == []
 
         # What came in: once by each attempt, twice only what was under way at the kill, nothing for the others.
         first = [request for request in receiver.received if json.loads(request.body) == {"n": 1}]
@@ -102,7 +102,7 @@ def test_an_event_for_hundreds_is_fanned_out_once_to_each_through_a_kill(start_s
         assert max(came.values()) == 1
         delivery_of = {row[0]: row[2] for row in rows}
         assert {request.delivery for request in first} == {delivery_of[id_] for id_ in ids if id_ not in deleted}
-        interrupted = {row[0] for row in ask(server.data_dir, "SELECT delivery_id FROM attempts WHERE number > 1")}
+        interrupted = {row[0] for row in ask(server.place, "SELECT delivery_id FROM attempts WHERE number > 1")}
         assert {delivery for delivery, attempt in came if attempt > 1} == interrupted
         paths = Counter(request.target for request in receiver.received)
         assert paths["/late"] == 1
@@ -111,7 +111,7 @@ def test_an_event_for_hundreds_is_fanned_out_once_to_each_through_a_kill(start_s
 
 def done_of(server: Server) -> int | None:
     """How many deliveries of the event that is being fanned out were made; None if none is."""
-    rows = ask(server.data_dir, "SELECT done FROM fan_outs")
+    rows = ask(server.place, "SELECT done FROM fan_outs")
     return int(rows[0][0]) if rows else None
 
 

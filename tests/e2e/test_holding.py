@@ -20,6 +20,7 @@ import pytest
 import standardwebhooks
 
 from tests.support.api import Json, client_of, delivery, in_state, outcomes, problem
+from tests.support.ledgers import ask, change
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 from tests.support.subscribers import PATH, publish, subscribe, subscription
@@ -31,12 +32,10 @@ from tests.support.subscriptions import (
     disable,
     disabled,
     enable,
-    execute,
     is_ping,
     ledger,
     messages,
     publish_many,
-    query,
     reason_of,
 )
 
@@ -421,9 +420,7 @@ def test_many_are_sent_again_in_spite_of_a_kill(start_server: Start) -> None:
             "rejected": count,
             "delivered": count,
         }
-        origins = query(
-            server.data_dir / "dispatcher.db", "SELECT redelivery_of FROM deliveries WHERE state='delivered'"
-        )
+        origins = ask(server.place, "SELECT redelivery_of FROM deliveries WHERE state='delivered'")
         assert len({origin for (origin,) in origins}) == count
         assert all(item["redelivery_of"] for item in again)
 
@@ -481,9 +478,8 @@ def test_an_owner_is_told(start_server: Start) -> None:
             assert subscription(client, operator["subscription_id"])["operational"] is True
             assert len(deliveries(client, operator["subscription_id"])) == 4
         assert server.stop() == 0
-        file = server.data_dir / "dispatcher.db"
         # the minute passes
-        assert execute(file, "UPDATE notices SET due_at = 0 WHERE count > 0") == 1
+        assert change(server.place, "UPDATE notices SET due_at = 0 WHERE count > 0") == 1
         server.start()
         with server.client() as client:
             until(lambda: len(told(receiver)) == 5)
@@ -500,7 +496,6 @@ def test_an_operational_endpoint_that_fails_is_told_of_nothing(start_server: Sta
     script = Script()
     with Receiver(script) as receiver:
         server = start_server(settings={"retry_schedule": "[]", "log_level": "warning", "release_rate": "1000"})
-        file = server.data_dir / "dispatcher.db"
         with server.client() as client:
             operator = listen(client, f"{receiver.url}/operator", secret="an-operators-secret")
             assert "secret" not in operator
@@ -518,14 +513,14 @@ def test_an_operational_endpoint_that_fails_is_told_of_nothing(start_server: Sta
             for number in (3, 4):
                 publish(client, f"e{number}")
             until(lambda: subscription(client, id_)["held"] == 3)
-            assert query(file, "SELECT count(*) FROM notices WHERE subscription_id = ?", id_) == [(0,)]
+            assert ask(server.place, "SELECT count(*) FROM notices WHERE subscription_id = ?", id_) == [(0,)]
 
             script.write("/operator", Reply())
             assert enable(client, id_).json()["is_active"] is True
             # what is held is released step by step
             until(lambda: Counter(item["state"] for item in deliveries(client, id_))["delivered"] == 3)
             notices = told(receiver)
-            assert query(file, "SELECT count(*) FROM notices WHERE subscription_id = ?", id_) == [(0,)]
+            assert ask(server.place, "SELECT count(*) FROM notices WHERE subscription_id = ?", id_) == [(0,)]
             delivered = [item for item in deliveries(client, id_) if item["state"] == "delivered"]
             assert outcomes(delivery(client, delivered[0]["id"])) == [(1, "http_error", 401), (2, "success", 200)]
     assert [notice["type"] for notice in notices] == ["subscription.disabled"] * 5

@@ -1,6 +1,7 @@
 """No secret is kept in clear: a run with every kind of secret and every kind of trouble, then a search of all it left.
 
-Searched are the files of the data directory, both output streams of the server, and every answer of its API.
+Searched are the files of the data directory, or all that PostgreSQL has and says, both output streams of the server,
+and every answer of its API.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import jwt
 import pytest
 
 from subscriptions.keyring import Keyring
+from tests.conftest import of_the_file
+from tests.support import postgres
 from tests.support.dns import NameServerThread
-from tests.support.leaks import Echo, Evidence, a_jwt, end_of, files_of, fresh, long_texts, search
+from tests.support.leaks import Echo, Evidence, a_jwt, end_of, files_of, fresh, kept_by, long_texts, search
+from tests.support.ledgers import ask
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 
@@ -64,6 +68,7 @@ def test_the_search_finds_what_is_planted(form: str, plant: Callable[[str], byte
     assert f"planted ({form})" in search(noise + plant(secret) + noise, {"planted": secret})
 
 
+@of_the_file
 def test_the_search_finds_what_is_planted_in_a_database(tmp_path: Path) -> None:
     secret = secrets.token_urlsafe(24)
     with closing(sqlite3.connect(tmp_path / "some.db")) as database:
@@ -73,6 +78,18 @@ def test_the_search_finds_what_is_planted_in_a_database(tmp_path: Path) -> None:
         database.execute("INSERT INTO t VALUES (?)", (secret,))
         database.commit()
         assert search(files_of(tmp_path), {"planted": secret}) != []
+
+
+def test_the_search_finds_what_is_planted_in_a_database_of_postgresql(bare_postgres_url: str) -> None:
+    name, secret = postgres.name_of(bare_postgres_url), secrets.token_urlsafe(24)
+    postgres.shared().execute("CREATE SCHEMA s; CREATE TABLE s.t (c text, b bytea)", database=name)
+    assert search(postgres.kept_in(bare_postgres_url), {"planted": secret}) == []
+    for value in ((secret, None), (None, secret.encode())):
+        postgres.shared().execute("DELETE FROM s.t", database=name)
+        postgres.change(bare_postgres_url, "INSERT INTO s.t VALUES (?, ?)", value)
+        assert search(postgres.kept_in(bare_postgres_url), {"planted": secret}) != []
+    postgres.shared().execute(f"DO $$ BEGIN RAISE WARNING '{secret}-logged'; END $$", database=name)
+    assert search(postgres.kept_in(bare_postgres_url), {"planted": f"{secret}-logged"}) != []
 
 
 # --- the run ----------------------------------------------------------------------------------------------
@@ -104,7 +121,7 @@ FORMS = ("plain", "json", "php", "ascii", "percent", "html", "upper")
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
+def evidence(tmp_path_factory: pytest.TempPathFactory, a_database: str | None) -> Evidence:
     """A whole run, and what it left."""
     folder = tmp_path_factory.mktemp("leaks")
     (folder / "leaky_processors.py").write_text(PROCESSORS)
@@ -120,20 +137,22 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
             "send_timeout": "1",
             "nameservers": names.address,
         }
-        server = Server(folder / "data", settings=settings, options=("--processors", "leaky_processors"))
-        with server:
+        options = ("--processors", "leaky_processors")
+        with Server(folder / "data", settings=settings, options=options, database_url=a_database) as server:
             _run(server, receiver, echo, found)
-            found.places["database while it runs"] = files_of(server.data_dir)
-            with closing(sqlite3.connect(server.data_dir / "dispatcher.db")) as database:
-                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                rows = database.execute(
-                    "SELECT d.id, t.callback_url, t.callback_secret, t.callback_headers "
-                    "FROM deliveries d JOIN tasks t ON t.id = d.source_id"
-                )
-                found.wiped = {row[0]: row[1:] for row in rows}
-            found.places["database after a checkpoint"] = files_of(server.data_dir)
+            found.places["database while it runs"] = kept_by(server)
+            if server.database_url is None:
+                with closing(sqlite3.connect(server.data_dir / "dispatcher.db")) as database:
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            rows = ask(
+                server.place,
+                "SELECT d.id, t.callback_url, t.callback_secret, t.callback_headers "
+                "FROM deliveries d JOIN tasks t ON t.id = d.source_id",
+            )
+            found.wiped = {row[0]: row[1:] for row in rows}
+            found.places["database after a checkpoint"] = kept_by(server)
             found.places["stdout"] = end_of(server)
-        found.places["database after the end"] = files_of(server.data_dir)
+        found.places["database after the end"] = kept_by(server)
         found.places["stderr"] = server.log.read_bytes()
         found.places["answers"] = b"\n".join(found.answers)
         keys = json.loads((server.data_dir / "keyring.json").read_text())

@@ -22,15 +22,14 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from dispatcher.config import Settings
 from dispatcher.installation import open_installation
 from dispatcher.store.records import Endpoint
 from dispatcher.store.rotating import Rotation
 from subscriptions import store as subscription_store
 from subscriptions.secrets import SigningKey
-from tests.support.api import Json
+from tests.support.api import Json, leading_to
 from tests.support.dns import NameServerThread
-from tests.support.leaks import Echo, Evidence, Wanted, a_jwt, end_of, files_of, fresh, long_texts, search
+from tests.support.leaks import Echo, Evidence, Wanted, a_jwt, end_of, fresh, kept_by, long_texts, search
 from tests.support.receiver import Receiver, Reply
 from tests.support.server import Server, until
 from tests.support.subscribers import PATH, body_of
@@ -356,7 +355,7 @@ class Story:
         """Note every private key there is now, by opening what is sealed; and what holds it, as it shows itself."""
 
         async def read() -> None:
-            installation = await open_installation(Settings(data_dir=self.server.data_dir))
+            installation = await open_installation(leading_to(self.server))
             try:
                 async with installation.database.read() as connection:
                     wanted = [*self.ids, *ids]
@@ -428,9 +427,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
                 told.ask_badly(client)
                 told.rest(client)
                 told.read_all(client)
-            found.places["database while it runs"] = files_of(server.data_dir)
+            found.places["database while it runs"] = kept_by(server)
             found.places["stdout"] = end_of(server)
-        found.places["database after the end"] = files_of(server.data_dir)
+        found.places["database after the end"] = kept_by(server)
         found.places["stderr"] = server.log.read_bytes()
         found.places["answers"] = b"\n".join(found.answers)
         found.places["command line"] = b"\n".join(told.printed)

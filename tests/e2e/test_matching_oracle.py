@@ -266,20 +266,20 @@ def test_ten_thousand_events_reach_exactly_those_that_an_oracle_names(start_serv
         numbers = Counter(event_id for _, event_id in yes)
         assert [event.told["deliveries"] for event in events] == [numbers[event.told["id"]] for event in events]
         assert {event.told["fan_out"] for event in events} == {"complete", "in_progress"}
-        until(lambda: not ask(server.data_dir, "SELECT 1 FROM fan_outs"), within=ALL_OF_IT, every=0.1)
+        until(lambda: not ask(server.place, "SELECT 1 FROM fan_outs"), within=ALL_OF_IT, every=0.1)
 
         # what the database holds
         question = "SELECT subscription_id, source_id FROM deliveries WHERE kind = 'message'"
-        stored = ask(server.data_dir, question)
+        stored = ask(server.place, question)
         assert len(stored) == len(set(stored)), "somebody gets an event twice"
         assert set(stored) == yes
         kept = {
             (skip[0], event_id)
-            for event_id, skipped in ask(server.data_dir, "SELECT id, skipped FROM events WHERE skipped IS NOT NULL")
+            for event_id, skipped in ask(server.place, "SELECT id, skipped FROM events WHERE skipped IS NOT NULL")
             for skip in json.loads(skipped)
         }
         assert kept == skips
-        [[count]] = ask(server.data_dir, "SELECT count(*) FROM events")
+        [[count]] = ask(server.place, "SELECT count(*) FROM events")
         assert count == EVENTS
 
         # what the API says of some of them, one by one: of one that nobody wants, too
@@ -296,7 +296,7 @@ def test_ten_thousand_events_reach_exactly_those_that_an_oracle_names(start_serv
         to_arrive = {pair for pair in yes if pair[0] in active.values()}
         until(lambda: not any(client.get("/ledger").json()[s] for s in ("pending", "leased")), within=ALL_OF_IT)
         arrived = [(request.target.removeprefix("/"), request.delivery) for request in receiver.received]
-        event_of = dict(ask(server.data_dir, "SELECT id, source_id FROM deliveries"))
+        event_of = dict(ask(server.place, "SELECT id, source_id FROM deliveries"))
         assert len(arrived) == len(set(arrived)) == len(to_arrive)
         by_path = {(active[path], event_of[delivery]) for path, delivery in arrived}
         assert by_path == to_arrive
@@ -305,7 +305,7 @@ def test_ten_thousand_events_reach_exactly_those_that_an_oracle_names(start_serv
             event = by_id[event_of[request.delivery]]
             assert request.header("X-Webhook-Event") == event.type
             assert json.loads(request.body) == event.payload
-    assert reconciles(server.data_dir) == {
+    assert reconciles(server.place) == {
         "accepted": len(yes),
         "delivered": len(to_arrive),
         "held": len(yes) - len(to_arrive),

@@ -16,11 +16,12 @@ import httpx
 import pytest
 
 from tests.support.api import Json, client_of
+from tests.support.ledgers import ask
 from tests.support.patience import PROMPTLY
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
 from tests.support.subscribers import PATH, publish, subscribe
-from tests.support.subscriptions import at_rest, deliveries, disable, enable, ledger, messages, publish_many, query
+from tests.support.subscriptions import at_rest, deliveries, disable, enable, ledger, messages, publish_many
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +134,11 @@ def test_a_slow_pace_keeps_nobody_waiting(server: Server, client: httpx.Client, 
     slowest = subscribe(client, f"{receiver.url}/slowest", rate_limit=0.01)["id"]
     subscribe(client, f"{receiver.url}/other")
     publish_many(client, numbered(OTHERS))
-    file = server.data_dir / "dispatcher.db"
     leased: list[dict[str, int]] = []
 
     def others_have_theirs() -> bool:
-        rows = query(
-            file,
+        rows = ask(
+            server.place,
             "SELECT subscription_id, count(*) FROM deliveries WHERE state = 'leased' AND subscription_id IN (?, ?) "
             "GROUP BY subscription_id",
             slow,

@@ -208,13 +208,13 @@ def test_a_rotation_under_load_loses_nothing_and_disables_nothing(start_server: 
         until(lambda: not any(client.get("/ledger").json()[s] for s in ("pending", "leased")))
 
         of_all = load.accepted.count("load.all")
-        attempts = attempts_of(server.data_dir)
+        attempts = attempts_of(server.place)
         for endpoint in endpoints:
             check_endpoint(client, server, endpoint, EVENTS if endpoint in busy else of_all, attempts)
         ledger = client.get("/ledger").json()
         total = 2 * EVENTS + len(others) * of_all
         assert (ledger["accepted"], ledger["delivered"]) == (total, total)
-        assert reconciles(server.data_dir) == {"accepted": total, "delivered": total}
+        assert reconciles(server.place) == {"accepted": total, "delivered": total}
     refused = sum(not accepted for endpoint in endpoints for _, accepted in endpoint.requests)
     print(f"\n{total} deliveries, {refused} of them refused once and taken by their second try")
 
@@ -237,7 +237,7 @@ def check_endpoint(
     assert (stands["is_active"], stands["disabled"]) == (True, None), endpoint.name
     assert (stands["refusals"], stands["failures"], stands["failing_since"]) == (0, 0, None), endpoint.name
     assert endpoint.is_changed, endpoint.name
-    states = deliveries_to(server.data_dir, endpoint.subscription_id)
+    states = deliveries_to(server.place, endpoint.subscription_id)
     assert len(states) == number, endpoint.name
     assert set(states.values()) == {"delivered"}, endpoint.name
 
@@ -417,7 +417,7 @@ def test_what_was_signed_before_a_rotation_and_refused_after_it_is_sent_again(
             publish(client, "some.thing")
         until(lambda: house.waiting == 8)
         # As many again are in memory, ready to be sent.
-        [[leased]] = ask(server.data_dir, "SELECT count(*) FROM deliveries WHERE state = 'leased'")
+        [[leased]] = ask(server.place, "SELECT count(*) FROM deliveries WHERE state = 'leased'")
         assert leased > 8
         started = time.monotonic()
         answer = client.post(f"{PATH}/{made['id']}/secrets", json=rotation)
@@ -430,8 +430,8 @@ def test_what_was_signed_before_a_rotation_and_refused_after_it_is_sent_again(
     refused = [request for request, accepted in house.requests if not accepted]
     assert len(refused) == 8, "what waited in memory was signed with a secret that was over"
     assert all(is_signed(scheme, request, old) for request in refused)
-    assert reconciles(server.data_dir) == {"accepted": quick + slow, "delivered": quick + slow}
-    tries = attempts_of(server.data_dir)
+    assert reconciles(server.place) == {"accepted": quick + slow, "delivered": quick + slow}
+    tries = attempts_of(server.place)
     assert sorted(len(attempts) for attempts in tries.values()) == [1] * (quick + slow - 8) + [2] * 8
 
 

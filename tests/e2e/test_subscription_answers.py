@@ -22,6 +22,7 @@ import trustme
 
 from tests.support.api import Json, accept, delivery, ended, in_state, outcomes, requested
 from tests.support.dns import NXDOMAIN, NameServerThread
+from tests.support.ledgers import change
 from tests.support.patience import PATIENCE
 from tests.support.receiver import Received, Receiver, Reply
 from tests.support.server import Server, until
@@ -32,7 +33,6 @@ from tests.support.subscriptions import (
     Script,
     deliveries,
     enable,
-    execute,
     is_ping,
     ledger,
     messages,
@@ -757,8 +757,8 @@ def test_nothing_succeeded_for_long(start_server: Callable[..., Server], receive
             assert all(subscription(client, id_)["is_active"] for id_ in made.values())
         assert server.stop() == 0
         for name, (_, ago, _, _) in cases.items():
-            execute(
-                server.data_dir / "dispatcher.db",
+            change(
+                server.place,
                 "UPDATE subscriptions SET failing_since = failing_since - ? WHERE id = ?",
                 round(ago * 1000),
                 made[name],

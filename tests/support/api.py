@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +14,7 @@ from dispatcher.config import Settings
 from dispatcher.installation import open_installation
 from tests.support.patience import PATIENCE
 from tests.support.server import NO_TLS, Server, until
+from tests.support.stores import Home
 
 #: part of every value that must never come back in an answer
 MARKER = "Zx9-never-shown"
@@ -24,11 +24,16 @@ LIVE = {"pending", "leased", "held"}
 Json = dict[str, Any]
 
 
-def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None, database_url: str | None = None) -> str:
+def leading_to(home: Server | Home) -> Settings:
+    """The settings that lead to an installation."""
+    return Settings(data_dir=home.data_dir, database_url=home.database_url)
+
+
+def token(home: Server | Home, account: str, *scopes: str, ttl: float | None = None) -> str:
     """A token of an installation, made beside the running server as `dispatcher token create` does."""
 
     async def make() -> str:
-        installation = await open_installation(Settings(data_dir=data_dir, database_url=database_url))
+        installation = await open_installation(leading_to(home))
         try:
             return await tokens.issue(installation, account=account, scopes=scopes, actor="test", ttl=ttl)
         finally:
@@ -39,8 +44,7 @@ def token(data_dir: Path, account: str, *scopes: str, ttl: float | None = None, 
 
 def client_of(server: Server, account: str, *scopes: str) -> httpx.Client:
     """A client that speaks for an account; for all scopes if none are named."""
-    bearer = token(server.data_dir, account, *(scopes or tokens.ACCOUNT_SCOPES), database_url=server.database_url)
-    return client_with(server, bearer)
+    return client_with(server, token(server, account, *(scopes or tokens.ACCOUNT_SCOPES)))
 
 
 def client_with(server: Server, bearer: str) -> httpx.Client:

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 import httpx
 import jwt
 
+from tests.support import postgres
 from tests.support.patience import PATIENCE
 from tests.support.receiver import Received, Reply
 from tests.support.server import Server
@@ -74,6 +75,12 @@ def files_of(folder: Path) -> bytes:
     """Everything in a folder, but for the keyring, whose place it is to hold keys."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "keyring.json")
     return b"\n".join(path.name.encode() + b"\n" + path.read_bytes() for path in files)
+
+
+def kept_by(server: Server) -> bytes:
+    """Everything that a server has stored: its files, and what PostgreSQL has if its database is there."""
+    files = files_of(server.data_dir)
+    return files if server.database_url is None else files + postgres.kept_in(server.database_url)
 
 
 def fresh(prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""What a dispatcher's database says, read beside it by nothing of ours: sqlite3, or asyncpg; without writing."""
+"""What a dispatcher's database says, read beside it by nothing of ours: sqlite3, or asyncpg."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def answers(place: Place, *questions: Question) -> list[list[tuple[Any, ...]]]:
     with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
         connection.execute("BEGIN")
         return [connection.execute(question, parameters).fetchall() for question, parameters in questions]
+
+
+def change(place: Place, statement: str, *parameters: Any) -> int:
+    """Change the database of a dispatcher that is stopped; how many rows changed."""
+    if isinstance(place, str):
+        return postgres.change(place, statement, parameters)
+    with closing(sqlite3.connect(place / "dispatcher.db", timeout=10)) as connection, connection:
+        return connection.execute(statement, parameters).rowcount
 
 
 def attempts_of(place: Place) -> dict[str, Attempts]:

@@ -255,22 +255,62 @@ def _in_thread(work: Callable[[], Awaitable[T]]) -> T:
 def answers(url: str, questions: Sequence[tuple[str, Sequence[Any]]]) -> list[list[tuple[Any, ...]]]:
     """The rows of several answers, all of the same moment. Parameters are `?`, as SQLite has them."""
 
-    def numbered(question: str) -> str:
-        numbers = itertools.count(1)
-        return re.sub(r"\?", lambda _: f"${next(numbers)}", question)
-
     async def ask() -> list[list[tuple[Any, ...]]]:
         connection = await asyncpg.connect(url)
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 return [
-                    [tuple(row) for row in await connection.fetch(numbered(question), *parameters)]
+                    [tuple(row) for row in await connection.fetch(_numbered(question), *parameters)]
                     for question, parameters in questions
                 ]
         finally:
             await connection.close()
 
     return _in_thread(ask)
+
+
+def name_of(url: str) -> str:
+    """The name of the database that one of our URLs leads to."""
+    return url.rpartition("@/")[2].partition("?")[0]
+
+
+def change(url: str, statement: str, parameters: Sequence[Any]) -> int:
+    """Execute one statement with parameters, as SQLite has them; how many rows changed."""
+
+    async def execute() -> int:
+        connection = await asyncpg.connect(url)
+        try:
+            done: str = await connection.execute(_numbered(statement), *parameters)
+        finally:
+            await connection.close()
+        return int(done.rpartition(" ")[2])
+
+    return _in_thread(execute)
+
+
+def _numbered(statement: str) -> str:
+    """With `$1, $2 …` for its `?`."""
+    numbers = itertools.count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+
+
+def kept_in(url: str) -> bytes:
+    """Every value in every row of a database, each on a line of its own; and what our server has logged."""
+
+    async def values() -> list[Any]:
+        connection = await asyncpg.connect(url)
+        try:
+            tables = await connection.fetch(
+                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
+                " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+            )
+            rows = [row for [table] in tables for row in await connection.fetch(f"SELECT * FROM {table}")]
+        finally:
+            await connection.close()
+        return [value for row in rows for value in row]
+
+    lines = [value if isinstance(value, bytes) else str(value).encode() for value in _in_thread(values)]
+    return b"\n".join([*lines, shared().log.read_bytes()])
 
 
 def others_at(url: str) -> int:

@@ -50,7 +50,9 @@ class Server:
         database_url: str | None = None,
     ) -> None:
         self.data_dir = data_dir
-        self._database = {} if database_url is None else {"DATABASE_URL": database_url}
+        database_url = database_url or new_databases.url_for(data_dir)
+        #: what leads any command on its data directory to its database
+        self.environment = {} if database_url is None else {"DATABASE_URL": database_url}
         self.database_url = database_url
         #: where its database is, for whoever reads it beside it
         self.place: Path | str = database_url or data_dir
@@ -74,7 +76,7 @@ class Server:
             if not key.startswith("DISPATCHER_") and key != "DATABASE_URL"
         }
         environment = {**inherited, **{f"DISPATCHER_{key.upper()}": value for key, value in self._settings.items()}}
-        environment |= self._database
+        environment |= self.environment
         arguments = [self._command, "--port", "0", "--data-dir", str(self.data_dir)]
         arguments += [*(["--dev"] if self._dev else []), *self._options]
         with self.log.open("a") as log:
@@ -82,7 +84,7 @@ class Server:
                 command = [*self._prefix, sys.executable, "-m", self._launcher, *arguments]
                 self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment, cwd=ROOT)
             else:
-                if self._launcher == DISPATCHER and not self._database:
+                if self._launcher == DISPATCHER and not self.environment:
                     new_databases.place(self.data_dir)
                 self.process = forking.launched(
                     self._launcher, arguments, stdout=subprocess.PIPE, stderr=log, env=environment
@@ -109,7 +111,7 @@ class Server:
             dev=self._dev,
             settings=self._settings | (settings or {}),
             options=options,
-            database_url=self._database.get("DATABASE_URL"),
+            database_url=self.database_url,
         )
         worker.token = self.token
         return worker
@@ -186,7 +188,7 @@ class Server:
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run another `dispatcher` command on the same data directory and database."""
-        environment = os.environ | self._database
+        environment = os.environ | self.environment
         return forking.run(*arguments, "--data-dir", str(self.data_dir), env=environment, check=check)
 
     def __enter__(self) -> Self:

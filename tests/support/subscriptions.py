@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -136,15 +133,3 @@ def publish_many(client: httpx.Client, events: Sequence[Json]) -> list[Json]:
         assert {item["status"] for item in items} == {202}, items
         published += [item["event"] for item in items]
     return published
-
-
-def execute(file: Path, statement: str, *values: Any) -> int:
-    """Change the database of a server that is stopped; how many rows changed."""
-    with closing(sqlite3.connect(file, timeout=10)) as connection, connection:
-        return connection.execute(statement, values).rowcount
-
-
-def query(file: Path, question: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Ask the database, beside the server or without it."""
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)) as connection:
-        return connection.execute(question, values).fetchall()
