@@ -52,22 +52,22 @@ _BACKSLASHED = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))?")
 
 
 #: headers of whole answers that tell nothing: for a second, most answers of a server have the same ones
-_plain: set[Headers] = set()
+_seen_plain: set[Headers] = set()
 #: of which so many are remembered
-_MAX_PLAIN = 1024
+MAX_PLAIN = 1024
 
 
 def is_plain(headers: Headers, body: bytes) -> bool:
     """Whether an answer can say nothing about the request, whatever that was: all of it is kept, as it is."""
     if body:
         return False
-    if headers in _plain:
+    if headers in _seen_plain:
         return True
     if len(headers) > KEPT_HEADERS or not all(_tells_nothing(name, value) for name, value in headers):
         return False
-    if len(_plain) >= _MAX_PLAIN:
-        _plain.clear()
-    _plain.add(headers)
+    if len(_seen_plain) >= MAX_PLAIN:
+        _seen_plain.clear()
+    _seen_plain.add(headers)
     return True
 
 

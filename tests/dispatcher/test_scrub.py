@@ -8,7 +8,9 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from dispatcher.delivery.scrub import KEPT_BODY, MAX_NEEDLES, REDACTED, Scrubber
+from dispatcher.delivery import scrub
+from dispatcher.delivery.scrub import KEPT_BODY, KEPT_HEADERS, MAX_NEEDLES, MAX_PLAIN, REDACTED, Scrubber, is_plain
+from subscriptions.models import Headers
 from subscriptions.secrets import Secret
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJyZXNfaWQiOiI0MiJ9.c2lnbmF0dXJl"
@@ -136,3 +138,31 @@ def test_values_that_any_server_sends_stay_and_the_nearest_others_are_looked_at(
     scrubber = Scrubber((), path="/123456/keep-alive", secrets=())
     [(_, kept)] = scrubber.answer(((name, value),), b"")[0]
     assert (kept == value) is stays
+
+
+PLAIN = (("Server", "nginx/1.22"), ("Date", "Sat, 28 Nov 2026 22:00:00 GMT"), ("Content-Length", "0"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "expected"),
+    [
+        (PLAIN, b"", True),
+        ((), b"", True),
+        (PLAIN, b"x", False),
+        ((*PLAIN, ("Server", "the-token")), b"", False),
+        ((*PLAIN, ("Set-Cookie", "a=b")), b"", False),
+        (PLAIN[:1] * KEPT_HEADERS, b"", True),
+        (PLAIN[:1] * (KEPT_HEADERS + 1), b"", False),
+    ],
+)
+def test_an_answer_that_can_tell_nothing_is_known_each_time(headers: Headers, body: bytes, *, expected: bool) -> None:
+    for _ in range(3):
+        assert is_plain(headers, body) is expected
+    if expected:
+        assert Scrubber((), path="/the-token", secrets=()).answer(headers, body) == (headers, None)
+
+
+def test_of_plain_answers_so_many_are_remembered() -> None:
+    for number in range(MAX_PLAIN + 2):
+        assert is_plain((("Content-Length", str(number)),), b"")
+        assert len(scrub._seen_plain) <= MAX_PLAIN
