@@ -45,7 +45,7 @@ HELD_FOR = 0.05
 LATELY = 1.0
 #: how many times a batch is written that others were in the way of
 MAX_TRIES = 5
-#: seconds that it waits before each of them, at most
+#: seconds between two of them, at most
 MAX_PAUSE = 0.05
 #: waits that are remembered until somebody takes them
 MAX_WAITS = 100

@@ -141,8 +141,10 @@ class Database:
     @staticmethod
     def reached_commit(held: AsyncConnection) -> bool:
         """Whether a transaction that failed may be on disk all the same: its COMMIT was sent, as far as is known."""
-        driver = driver_of(held)
-        return driver.reached_commit if isinstance(driver, sqlite.Connection) else True
+        if held.dialect.name != "sqlite" or held.invalidated:
+            return True
+        reached: bool = driver_of(held).reached_commit
+        return reached
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[AsyncConnection]:
@@ -201,11 +203,11 @@ class Database:
 @asynccontextmanager
 async def _on(held: AsyncConnection) -> AsyncIterator[None]:
     """A transaction on a connection that is held. To SQLAlchemy it begins when a statement passes through it."""
-    driver = driver_of(held)
-    if not isinstance(driver, sqlite.Connection):
+    if held.dialect.name != "sqlite":
         async with held.begin():
             yield
         return
+    driver = driver_of(held)
     driver.begin(_BEGIN_TO_WRITE)
     try:
         yield

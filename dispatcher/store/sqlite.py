@@ -16,7 +16,6 @@ import aiosqlite
 
 #: one statement, or the parts of one: each with its values
 Parts = Sequence[tuple[str, Sequence[Any]]]
-
 #: what follows from the rows of the steps before it; called in the connection's thread
 Following = Callable[[list[list[Any]]], Parts]
 #: looks at rows, in the connection's thread
@@ -80,10 +79,11 @@ class Connection(aiosqlite.Connection):
 
     async def rollback(self) -> None:
         """Roll back the transaction, if anything was done in it."""
-        self._before = []
-        if self._is_used:
-            await super().rollback()
-        self._is_over()
+        try:
+            if self._is_used:
+                await super().rollback()
+        finally:
+            self._is_over()
 
     def _is_over(self) -> None:
         self._before = []

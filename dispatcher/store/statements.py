@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from dispatcher.store.sqlite import Check
+
 #: what a statement is executed with once: values in the order of its names
 Row = Sequence[Any]
-#: looks at rows that were answered
-Check = Callable[[list[Any]], None]
 #: a statement, and the rows that it is executed with, one after the other: or what tells them, from what the steps
 #: before it were answered
 Step = tuple["Statement", "Sequence[Row] | Following"]
