@@ -66,7 +66,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     other_secret: bool = False
 
 
-class History(msgspec.Struct, frozen=True, kw_only=True):
+class History(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What came before this attempt."""
 
     #: failed attempts so far
@@ -81,7 +81,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     other_secret: bool = False
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What becomes of the delivery."""
 
     #: the state it goes to

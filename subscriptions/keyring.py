@@ -68,7 +68,7 @@ class KeyringError(ValueError):
     """A keyring that cannot be used, or a value that it cannot open. The text holds nothing secret."""
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class Place(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a sealed value lives. It can be opened there and nowhere else."""
 
     #: what the value is for; each purpose has its own data keys

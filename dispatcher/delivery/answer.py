@@ -47,7 +47,6 @@ class AnswerReader:
         "_body",
         "_body_bytes",
         "_has_body",
-        "_header_bytes",
         "_headers",
         "_is_broken",
         "_parser",
@@ -63,8 +62,22 @@ class AnswerReader:
     )
 
     def __init__(self, *, has_body: bool = True) -> None:
-        self._has_body = has_body
         self._parser = httptools.HttpResponseParser(self)
+        self._begin(has_body=has_body)
+
+    def following(self, *, has_body: bool = True) -> AnswerReader:
+        """What reads the next answer of the same connection: this reader, after an answer that was whole.
+
+        To make one takes as long as to read an answer, and since it and its parser hold each other, only Python's
+        garbage collector frees them.
+        """
+        if not self.keeps_alive or self.has_leftover:
+            return AnswerReader(has_body=has_body)
+        self._begin(has_body=has_body)
+        return self
+
+    def _begin(self, *, has_body: bool) -> None:
+        self._has_body = has_body
         #: of the final answer, once its head is whole; 0 before
         self.status = 0
         #: when the head was whole, on the clock of `time.perf_counter`
@@ -78,7 +91,6 @@ class AnswerReader:
         #: another request may follow over the same connection
         self.keeps_alive = False
         self._headers: list[tuple[bytes, bytes]] = []
-        self._header_bytes = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._pieces = 0

@@ -109,7 +109,8 @@ class Connection(asyncio.Protocol):
             SendError: there is no usable answer.
             BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
         """
-        self._answer = answer = AnswerReader(has_body=has_body)
+        last = self._answer
+        self._answer = answer = AnswerReader(has_body=has_body) if last is None else last.following(has_body=has_body)
         self._is_late = False
         self._waiter = waiter = self._loop.create_future()
         tick = self._deadlines.add(self, until)

@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 MAX_BATCH_WEIGHT = 1_000
 #: and of a patient one while urgent writes come in, so that those never wait long
 MAX_PATIENT_WEIGHT = 128
-#: seconds for which the connection is kept from batch to batch, while others who write wait for it
+#: seconds for which the connection is kept from batch to batch before it is asked whether others wait for it
 HELD_FOR = 0.05
 #: seconds after an urgent write in which the next one is expected
 LATELY = 1.0
@@ -168,6 +168,9 @@ class Committer:
         #: the connection, while batch follows on batch; that it was kept for long enough; what gives it back
         self._held: AsyncConnection | None = None
         self._held_enough = False
+        #: there was a batch since somebody last looked whether it is to be kept; when that is next
+        self._is_in_use = False
+        self._next_look: asyncio.TimerHandle | None = None
         self._holding = AsyncExitStack()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -244,17 +247,28 @@ class Committer:
 
     async def _connection(self) -> AsyncConnection:
         """The connection that is held; taking one for each batch costs more than many a batch."""
+        self._is_in_use = True
         if self._held is None:
             self._held = await self._holding.enter_async_context(self._database.hold())
-            asyncio.get_running_loop().call_later(HELD_FOR, self._hold_no_longer)
+            self._look_later()
         return self._held
 
-    def _hold_no_longer(self) -> None:
-        self._held_enough = True
-        self._wake.set()
+    def _look_later(self) -> None:
+        self._next_look = asyncio.get_running_loop().call_later(HELD_FOR, self._look)
+
+    def _look(self) -> None:
+        """Hold the connection no longer if another waits for one, or if no batch came since the last look."""
+        if self._is_in_use and not self._database.waiting:
+            self._is_in_use = False
+            self._look_later()
+        else:
+            self._held_enough = True
+            self._wake.set()
 
     async def _give_back(self) -> None:
         self._held, self._held_enough = None, False
+        if self._next_look is not None:
+            self._next_look.cancel()
         try:
             await self._holding.aclose()
         except Exception:

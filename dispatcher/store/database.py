@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,8 @@ class Database:
         Raises ConfigError when the URL cannot be used.
         """
         self.url = url
+        #: how many wait for a connection to write on
+        self.waiting = 0
         #: whether bodies and attempts stand in partitions
         self.is_partitioned = postgres.is_meant(url)
         self._pgbouncer = pgbouncer
@@ -124,7 +126,16 @@ class Database:
         It is on the connection that is held, if one is: else on one that is taken for it and given back.
         """
         with translated_errors():
-            async with self._writer.begin() if held is None else _on(held) as connection:
+            if held is not None:
+                async with _on(held):
+                    yield held
+                return
+            async with AsyncExitStack() as stack:
+                self.waiting += 1
+                try:
+                    connection = await stack.enter_async_context(self._writer.begin())
+                finally:
+                    self.waiting -= 1
                 yield connection
 
     @staticmethod
@@ -188,16 +199,16 @@ class Database:
 
 
 @asynccontextmanager
-async def _on(held: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+async def _on(held: AsyncConnection) -> AsyncIterator[None]:
     """A transaction on a connection that is held. To SQLAlchemy it begins when a statement passes through it."""
     driver = driver_of(held)
     if not isinstance(driver, sqlite.Connection):
         async with held.begin():
-            yield held
+            yield
         return
     driver.begin(_BEGIN_TO_WRITE)
     try:
-        yield held
+        yield
         # Through SQLAlchemy both cost as much as all else about a small transaction.
         await (held.commit() if held.in_transaction() else driver.commit())
     except BaseException:

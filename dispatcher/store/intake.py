@@ -20,6 +20,10 @@ from dispatcher.store.statements import Statement, as_json
 from dispatcher.store.tables import bodies, deliveries, tasks
 from subscriptions.keyring import Keyring
 
+# As the columns have them; asking an enum each time costs more than to insert it.
+_QUEUED, _SUCCEEDED = TaskState.QUEUED.value, TaskState.SUCCEEDED.value
+_PENDING, _LEASED = DeliveryState.PENDING.value, DeliveryState.LEASED.value
+
 
 class Rows(NamedTuple):
     """The rows of a task, sealed; all but what only the transaction knows: its moment and its session."""
@@ -60,7 +64,7 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
             task.id,
             task.account,
             task.type,
-            TaskState.SUCCEEDED.value if has_body else TaskState.QUEUED.value,
+            _SUCCEEDED if has_body else _QUEUED,
             task.body_mode.value,
             task.metadata,
             task.traceparent,
@@ -81,7 +85,7 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
             task.id,
             task.delivery_id,
             lane,
-            DeliveryState.LEASED.value if task.handed_off else DeliveryState.PENDING.value,
+            _LEASED if task.handed_off else _PENDING,
             int(task.handed_off),
             *(0, 0),
             task.delivery_id if has_body else None,

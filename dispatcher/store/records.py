@@ -1,4 +1,8 @@
-"""What goes into the store and comes out of it. Callback URLs and secrets are in clear here, and only here."""
+"""What goes into the store and comes out of it. Callback URLs and secrets are in clear here, and only here.
+
+Those that there is one of for each delivery cannot be part of a cycle, so the garbage collector need not look at them
+(`gc=False`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from subscriptions.models import Headers, Subscription, ValidKey, Verification
 from subscriptions.secrets import Secret, SigningKey
 
 
-class Callback(Discreet, frozen=True, kw_only=True):
+class Callback(Discreet, frozen=True, kw_only=True, gc=False):
     """Where and how the result of a task is delivered."""
 
     HIDDEN = ("headers",)
@@ -37,7 +41,7 @@ class Callback(Discreet, frozen=True, kw_only=True):
     window_end: int | None
 
 
-class Endpoint(Discreet, frozen=True, kw_only=True):
+class Endpoint(Discreet, frozen=True, kw_only=True, gc=False):
     """Where a delivery goes and how it is sent: what a callback and a subscription have in common."""
 
     HIDDEN = ("headers",)
@@ -110,7 +114,7 @@ class Endpoint(Discreet, frozen=True, kw_only=True):
         return tuple(key.key for key in self.keys if key.is_valid(now))
 
 
-class NewTask(Discreet, frozen=True, kw_only=True):
+class NewTask(Discreet, frozen=True, kw_only=True, gc=False):
     """A task as it was accepted. Either `payload` (there is work to do) or `body` (there is none) is given."""
 
     HIDDEN = ("payload",)
@@ -130,7 +134,7 @@ class NewTask(Discreet, frozen=True, kw_only=True):
     handed_off: bool = False
 
 
-class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
+class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The caller's promise that requests with this key are the same request."""
 
     account: str
@@ -142,13 +146,13 @@ class IdempotencyKey(msgspec.Struct, frozen=True, kw_only=True):
     field: str | None = None
 
 
-class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+class Replayed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The answer that was given to an earlier request with the same idempotency key."""
 
     answer: bytes
 
 
-class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True):
+class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A delivery that this process may send, with all that it takes."""
 
     id: str

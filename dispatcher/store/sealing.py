@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from dispatcher.store.records import Callback
 from subscriptions.keyring import Keyring, Place
-from subscriptions.models import Headers
 from subscriptions.secrets import Secret
 
 _encode = msgspec.json.encode
@@ -33,14 +32,15 @@ def outbox_key_place(row: str) -> Place:
 
 def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id: str) -> dict[str, Any]:
     """The columns of `tasks` that hold a callback."""
-
-    def seal(column: str, text: str | None) -> bytes | None:
-        return None if text is None else keyring.seal(text, where=place(account, column, task_id))
-
+    secret, headers = callback.secret, callback.headers
     return {
-        "callback_url": seal("callback_url", callback.url.reveal()),
-        "callback_secret": seal("callback_secret", callback.secret.reveal() if callback.secret else None),
-        "callback_headers": seal("callback_headers", _encode(callback.headers).decode() if callback.headers else None),
+        "callback_url": keyring.seal(callback.url.reveal(), where=place(account, "callback_url", task_id)),
+        "callback_secret": keyring.seal(secret.reveal(), where=place(account, "callback_secret", task_id))
+        if secret
+        else None,
+        "callback_headers": keyring.seal(_encode(headers), where=place(account, "callback_headers", task_id))
+        if headers
+        else None,
         "callback_origin": callback.origin,
         "callback_fingerprint": callback.fingerprint,
         "callback_token": callback.token,
@@ -51,19 +51,19 @@ def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id
 
 def open_callback(keyring: Keyring, row: Mapping[str, Any] | sa.RowMapping, *, account: str, task_id: str) -> Callback:
     """The callback in a row of `tasks` that has not been wiped."""
-
-    def opened(column: str) -> str | None:
-        sealed = row[column]
-        return None if sealed is None else keyring.open(sealed, where=place(account, column, task_id)).decode()
-
-    url, secret, headers = opened("callback_url"), opened("callback_secret"), opened("callback_headers")
+    url, secret, headers = row["callback_url"], row["callback_secret"], row["callback_headers"]
+    schemes = row["schemes"]
     if url is None:
         raise ValueError("this callback has been wiped")
     return Callback(
-        url=Secret(url),
-        secret=Secret(secret) if secret is not None else None,
-        headers=_headers(headers),
-        schemes=tuple(row["schemes"]) if row["schemes"] is not None else None,
+        url=Secret(keyring.open(url, where=place(account, "callback_url", task_id)).decode()),
+        secret=None
+        if secret is None
+        else Secret(keyring.open(secret, where=place(account, "callback_secret", task_id)).decode()),
+        headers=()
+        if headers is None
+        else _decode_headers(keyring.open(headers, where=place(account, "callback_headers", task_id))),
+        schemes=None if schemes is None else tuple(schemes),
         origin=row["callback_origin"],
         fingerprint=row["callback_fingerprint"],
         token=row["callback_token"],
@@ -80,7 +80,3 @@ def open_account_secret(keyring: Keyring, sealed: bytes, *, account: str) -> Sec
     """An account's default secret."""
     where = place(account, "default_secret", account, table="accounts")
     return Secret(keyring.open(sealed, where=where).decode())
-
-
-def _headers(text: str | None) -> Headers:
-    return _decode_headers(text) if text else ()

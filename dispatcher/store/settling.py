@@ -9,9 +9,8 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -31,8 +30,7 @@ from subscriptions.health import DisabledReason, DisableOn, Health, Policy
 from subscriptions.models import OnExhausted, SubscriptionState
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """One report, the row it is on, and what follows."""
 
     report: Report

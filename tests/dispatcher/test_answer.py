@@ -21,6 +21,9 @@ from dispatcher.delivery.transport import (
 )
 from tests.support.answers import CHANGES, SEEDS, cut, mutated
 
+EMPTY_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX:\r\n\r\n"
+EMPTY_TRAILER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nT:\r\n\r\n"
+
 
 @dataclass(frozen=True)
 class Read:
@@ -33,9 +36,9 @@ class Read:
     keeps_alive: bool
 
 
-def read(pieces: Sequence[bytes], *, ends: bool) -> Read:
+def read(pieces: Sequence[bytes], *, ends: bool, reader: AnswerReader | None = None) -> Read:
     """Feed the pieces, then perhaps the end."""
-    reader = AnswerReader()
+    reader = AnswerReader() if reader is None else reader
     for piece in pieces:
         if piece:
             reader.feed(piece)
@@ -72,6 +75,44 @@ def test_every_split_of_the_same_bytes_means_the_same(
         # a line's end behind an answer is passed over if it comes together with it, and else ends the connection
         split = replace(split, keeps_alive=whole.keeps_alive)
     assert split == whole
+
+
+@given(
+    seeds=st.tuples(st.sampled_from(SEEDS), st.sampled_from(SEEDS)),
+    changes=st.tuples(CHANGES, CHANGES),
+    places=st.lists(st.integers(0, 400), max_size=12),
+    ends=st.booleans(),
+)
+@example(seeds=(SEEDS[2], SEEDS[0]), changes=([], []), places=[], ends=False)
+@example(seeds=(SEEDS[4], SEEDS[4]), changes=([], []), places=[], ends=False)
+@example(seeds=(EMPTY_HEADER, SEEDS[0]), changes=([], []), places=[], ends=True)
+@example(seeds=(EMPTY_TRAILER, SEEDS[0]), changes=([], []), places=[], ends=True)
+@settings(max_examples=500, deadline=None)
+def test_an_answer_means_the_same_whatever_came_before_it(
+    seeds: tuple[bytes, bytes],
+    changes: tuple[list[tuple[int, int, bytes]], list[tuple[int, int, bytes]]],
+    places: list[int],
+    *,
+    ends: bool,
+) -> None:
+    reader = AnswerReader()
+    before = read(cut(mutated(seeds[0], changes[0]), places), ends=False, reader=reader)
+    following = reader.following()
+    if before.keeps_alive:
+        assert (following.status, following.is_over, following.has_begun) == (0, False, False)
+    pieces = cut(mutated(seeds[1], changes[1]), places)
+    assert read(pieces, ends=ends, reader=following) == read(pieces, ends=ends)
+
+
+def test_a_reader_goes_on_after_a_whole_answer_and_after_no_other() -> None:
+    reader = AnswerReader()
+    for whole in (SEEDS[0], SEEDS[1], SEEDS[2], EMPTY_HEADER, EMPTY_TRAILER):
+        assert read([whole], ends=False, reader=reader).keeps_alive
+        assert reader.following() is reader
+    for pieces in ([SEEDS[0], b"H"], [SEEDS[6]], [SEEDS[3]], [SEEDS[0][:-1]], [SEEDS[9]], []):
+        reader = AnswerReader()
+        read(pieces, ends=False, reader=reader)
+        assert reader.following() is not reader
 
 
 @given(data=st.binary(max_size=2_000), places=st.lists(st.integers(0, 2_000), max_size=20))

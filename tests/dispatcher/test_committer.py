@@ -16,6 +16,7 @@ from dispatcher.store import migrations
 from dispatcher.store.committer import Committer, Transaction
 from dispatcher.store.database import Database
 from dispatcher.store.sessions import open_session
+from dispatcher.store.statements import Statement
 from dispatcher.store.tables import bodies
 from tests.support.stores import Home
 
@@ -36,6 +37,9 @@ async def committer(database: Database) -> AsyncIterator[Committer]:
     committer.start()
     yield committer
     await committer.stop()
+
+
+INSERT = Statement(sa.insert(bodies), "id", "content", "content_type")
 
 
 class Inserts:
@@ -83,6 +87,29 @@ async def test_a_bad_row_fails_alone(committer: Committer, database: Database) -
     failed = [item for item, answer in zip(items, answers, strict=True) if isinstance(answer, Exception)]
     assert failed == ["taken"]
     assert await stored(database) == {"taken", *(f"row{n}" for n in range(40))}
+
+
+async def test_a_bad_row_that_goes_along_with_commit_fails_alone(
+    committer: Committer, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What failed before COMMIT is not on disk, so nobody has to look."""
+    looked_up: list[str] = []
+    look = committer._was_committed
+
+    async def noted(batch: str, session: str) -> bool:
+        looked_up.append(batch)
+        return await look(batch, session)
+
+    async def insert(tx: Transaction, items: Sequence[str]) -> list[str]:
+        await tx.leave((INSERT, [(item, b"x", "t") for item in items]))
+        return list(items)
+
+    monkeypatch.setattr(committer, "_was_committed", noted)
+    items = ["a", "b", "c", "b", "d"]
+    answers = await asyncio.gather(*(committer.write(insert, item) for item in items), return_exceptions=True)
+    assert [isinstance(answer, Exception) for answer in answers] == [False, False, False, True, False]
+    assert await stored(database) == {"a", "b", "c", "d"}
+    assert looked_up == []
 
 
 async def test_an_answer_that_is_an_exception_is_raised_and_the_rest_commits(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from dispatcher.errors import StoreUnavailable
 from dispatcher.models import DeliveryState
@@ -26,7 +27,7 @@ from dispatcher.store import (
     sqlite,
 )
 from dispatcher.store.database import Database, embedded_url
-from dispatcher.store.statements import MAX_ROWS, Statement, among, as_json, run
+from dispatcher.store.statements import MAX_ROWS, Statement, among, as_json, leave, run
 
 metadata = sa.MetaData()
 things = sa.Table(
@@ -151,22 +152,112 @@ async def test_names_and_what_a_statement_says_itself_come_in_any_order(database
     assert rows == [("a", "held", 3, 0.5, "said"), ("b", "held", 9, 0.7, "said"), ("c", "new", 3, None, None)]
 
 
-async def test_steps_are_executed_in_order_in_one_visit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    visits: list[object] = []
+@pytest.fixture
+def visits(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The visits to the thread of a connection."""
+    seen: list[object] = []
     visit = sqlite.Connection._visit
 
     async def counted(connection: sqlite.Connection, *arguments: Any) -> Any:
-        visits.append(arguments)
+        seen.append(arguments)
         return await visit(connection, *arguments)
 
-    count = Statement(sa.select(sa.func.count()).select_from(things))
-    numbers = Statement(sa.insert(things), "id")
     monkeypatch.setattr(sqlite.Connection, "_visit", counted)
+    return seen
+
+
+COUNT = Statement(sa.select(sa.func.count()).select_from(things))
+IDS = Statement(sa.insert(things), "id")
+
+
+async def test_steps_are_executed_in_order_in_one_visit(database: Database, visits: list[object]) -> None:
+    visits.clear()
     async with database.write() as connection:
-        answers = await run(connection, (count, [()]), (numbers, [("a",)]), (count, [()]), (numbers, [("b",)]))
+        answers = await run(connection, (COUNT, [()]), (IDS, [("a",)]), (COUNT, [()]), (IDS, [("b",)]))
         assert len(visits) == 1  # what began the transaction went along
         assert answers == [[(0,)], [], [(1,)], []]
     assert await ids(database) == ["a", "b"]
+
+
+async def test_rows_may_follow_from_what_was_answered_before(database: Database, visits: list[object]) -> None:
+    visits.clear()
+    async with database.write() as connection:
+        answers = await run(
+            connection,
+            (COUNT, [()]),
+            (IDS, lambda answers: [(f"found {answers[0][0][0]}",)]),
+            (COUNT, [()]),
+            (IDS, lambda answers: [(f"then {answers[2][0][0]}",)]),
+        )
+        assert len(visits) == 1
+        assert answers == [[(0,)], [], [(1,)], []]
+    assert await ids(database) == ["found 0", "then 1"]
+
+
+async def test_what_is_left_goes_along_with_what_follows(database: Database, visits: list[object]) -> None:
+    async with database.hold() as held:
+        visits.clear()
+        async with database.write(held) as connection:
+            await leave(connection, (IDS, [("a",)]))
+            await leave(connection, (IDS, [("b",)]))
+            assert visits == []
+        assert len(visits) == 1  # with COMMIT
+        async with database.write(held) as connection:
+            await leave(connection, (IDS, [("c",)]))
+            assert await run(connection, (COUNT, [()])) == [[(3,)]]
+            await leave(connection, (IDS, [("d",)]))
+            # What passes through SQLAlchemy is no exception.
+            assert await connection.scalar(sa.select(sa.func.count()).select_from(things)) == 4
+            await leave(connection, (IDS, [("e",)]))
+        assert await ids(database) == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("through_sqlalchemy", [False, True])
+async def test_of_what_is_undone_nothing_is_left(database: Database, *, through_sqlalchemy: bool) -> None:
+    async def fail(held: AsyncConnection) -> None:
+        async with database.write(held) as connection:
+            if through_sqlalchemy:
+                await connection.execute(sa.insert(things).values(id="a"))
+            await leave(connection, (IDS, [("b",)]))
+            raise LookupError
+
+    async with database.hold() as held:
+        with pytest.raises(LookupError):
+            await fail(held)
+        async with database.write(held) as connection:
+            await leave(connection, (IDS, [("c",)]))
+        assert await ids(database) == ["c"]
+
+
+async def test_what_is_left_fails_before_commit(database: Database) -> None:
+    async def write(held: AsyncConnection, id_: str) -> None:
+        async with database.write(held) as connection:
+            await run(connection, (IDS, [(id_,)]))
+            await leave(connection, (IDS, [("twice",)]))
+
+    async with database.hold() as held:
+        await write(held, "a")
+        assert database.reached_commit(held)
+        with pytest.raises(sqlite3.IntegrityError):
+            await write(held, "b")
+        assert not database.reached_commit(held)
+        assert await ids(database) == ["a", "twice"]
+
+
+async def test_who_checks_the_rows_stops_what_follows(database: Database) -> None:
+    def check(rows: list[Any]) -> None:
+        if rows != [(0,)]:
+            raise LookupError
+
+    async def write(id_: str) -> None:
+        async with database.write() as connection:
+            await leave(connection, (COUNT, [()]), check=check)
+            await run(connection, (IDS, [(id_,)]))
+
+    await write("a")
+    with pytest.raises(LookupError):
+        await write("b")
+    assert await ids(database) == ["a"]
 
 
 async def test_nothing_after_a_failure_is_executed_and_nothing_before_it_stays(database: Database) -> None:
