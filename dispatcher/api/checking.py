@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from dispatcher import egress
 from dispatcher.api import problems, shapes
 from dispatcher.api.problems import invalid, too_large
 from dispatcher.bodies import rfc3339
+from dispatcher.discreet import Discreet
 from dispatcher.egress import EgressPolicy, Target
 from dispatcher.errors import EgressRefused, FieldError, Problem
 from dispatcher.headers import RESERVED
@@ -80,9 +80,10 @@ def is_traceparent(text: str) -> bool:
     return _TRACEPARENT.match(text) is not None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Destination:
+class Destination(Discreet, frozen=True, kw_only=True):
     """Where a callback goes, as far as that can be told without DNS."""
+
+    HIDDEN = ("headers",)
 
     target: Target
     #: what was found in its URL

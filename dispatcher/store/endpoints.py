@@ -45,16 +45,23 @@ class Endpoints:
         Raises KeyringError when the keyring lacks what sealed one of them.
         """
         wanted = list(stamps)
-        known = {stamp.id: self._opened[stamp.id] for stamp in wanted if self._is_known(stamp)}
+        known = self.known(wanted)
         missing = [stamp.id for stamp in wanted if stamp.id not in known]
         if missing:
             fresh = await subscription_store.find(connection, self._keyring, missing)
             self._opened.update(fresh)
+            for id_ in fresh:
+                self._opened.move_to_end(id_)
             known.update(fresh)
-        for id_ in known:
-            self._opened.move_to_end(id_)
         while len(self._opened) > MAX_REMEMBERED:
             self._opened.popitem(last=False)
+        return known
+
+    def known(self, stamps: Iterable[Stamp]) -> dict[str, Subscription]:
+        """Those that are in memory with these stamps."""
+        known = {stamp.id: self._opened[stamp.id] for stamp in stamps if self._is_known(stamp)}
+        for id_ in known:
+            self._opened.move_to_end(id_)
         return known
 
     def _is_known(self, stamp: Stamp) -> bool:
