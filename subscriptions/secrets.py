@@ -7,8 +7,6 @@ import functools
 import hmac
 import secrets
 import unicodedata
-import weakref
-from collections import deque
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
@@ -22,10 +20,6 @@ PUBLIC_PREFIX = "whpk_"
 ED25519_BYTES = 32
 #: private keys kept loaded, because loading takes as long as signing; one is about 1 KiB
 CACHED_PRIVATE_KEYS = 1024
-#: secrets that keep what every HMAC by them begins with, which takes longer than the rest of it; about 2 KiB each
-CACHED_BEGINNINGS = 1024
-#: HMACs by a secret from which on it does: one that came with a task signs no more than a few
-OFTEN = 8
 #: random bytes in a secret that we make
 GENERATED_BYTES = 24
 #: characters, both ends included
@@ -43,15 +37,11 @@ class Secret:
     Equal to another `Secret` of the same text, compared in constant time. It cannot be pickled.
     """
 
-    __slots__ = ("__weakref__", "_begun", "_decoded", "_made", "_text")
+    __slots__ = ("_decoded", "_text")
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._decoded: bytes | None = None
-        #: HMACs before their content, by hash and by whether the key is the decoded text
-        self._begun: dict[tuple[str, bool], hmac.HMAC] | None = None
-        #: HMACs so far
-        self._made = 0
 
     def reveal(self) -> str:
         """The text itself. Call this only where the text is used, never where it could be shown."""
@@ -62,24 +52,6 @@ class Secret:
         if self._decoded is None:
             self._decoded = _decoded(self._text.removeprefix(PREFIX))
         return self._decoded
-
-    def hmac(self, content: bytes, method: str, *, decoded: bool = False) -> bytes:
-        """HMAC of some bytes with a hash. The key is the text as UTF-8, `whsec_` and all; or what it `decoded` to."""
-        if self._begun is None:
-            self._made += 1
-            if self._made <= OFTEN:
-                return hmac.digest(self._key(decoded=decoded), content, method)
-            self._begun = {}
-            _keep(self)
-        begun = self._begun.get((method, decoded))
-        if begun is None:
-            begun = self._begun[method, decoded] = hmac.new(self._key(decoded=decoded), digestmod=method)
-        made = begun.copy()
-        made.update(content)
-        return made.digest()
-
-    def _key(self, *, decoded: bool) -> bytes:
-        return self.decoded() if decoded else self._text.encode()
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -106,16 +78,6 @@ class Secret:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("A Secret is not pickled: pass it on sealed by the keyring, or reveal it on purpose.")
-
-
-#: the secrets that keep beginnings, if they are still needed elsewhere: whose came first is the first to lose them
-_beginners: deque[weakref.ref[Secret]] = deque()
-
-
-def _keep(secret: Secret) -> None:
-    _beginners.append(weakref.ref(secret))
-    if len(_beginners) > CACHED_BEGINNINGS and (first := _beginners.popleft()()) is not None:
-        first._begun = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

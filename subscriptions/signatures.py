@@ -6,6 +6,7 @@ A scheme is one function from a `Signable` to its headers, entered in `_SIGNERS`
 from __future__ import annotations
 
 import binascii
+import hmac
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 
@@ -59,8 +60,6 @@ SINGLE_VALUED = frozenset(
         Scheme.RFC9421_ED25519,
     }
 )
-#: these cover the URL; the others are not told it
-COVERING_URL = frozenset({Scheme.RFC9421, Scheme.RFC9421_ED25519})
 #: these sign with a key pair, which only subscriptions have
 ASYMMETRIC = frozenset({Scheme.STANDARD_ED25519, Scheme.RFC9421_ED25519})
 
@@ -85,7 +84,7 @@ class Signable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     #: the exact bytes that are sent
     body: bytes
     content_type: str
-    #: the absolute URL as the endpoint sees it: scheme, Host, path and query; for those in `COVERING_URL`
+    #: the absolute URL as the endpoint sees it: scheme, Host, path and query
     target_uri: str
     #: tells the receiver which key to verify with
     key_id: str
@@ -198,7 +197,7 @@ def check_schemes(schemes: Sequence[Scheme], key_text: Secret, *, has_key_pair: 
 
 def hmac_hex(secret: Secret, body: bytes, method: str) -> str:
     """HMAC of a body in hex. The key is the secret's text as UTF-8, never decoded: `whsec_` is a part of it."""
-    return secret.hmac(body, method).hex()
+    return hmac.digest(secret.reveal().encode(), body, method).hex()
 
 
 def standard_content(delivery_id: str, timestamp: str, body: bytes) -> bytes:
@@ -242,8 +241,7 @@ def _standard_ed25519(signable: Signable) -> list[tuple[str, str]]:
 
 
 def _v1(key: SigningKey, content: bytes) -> str:
-    standard_key(key.secret)  # which it has, or this raises
-    return "v1," + _base64(key.secret.hmac(content, "sha256", decoded=True))
+    return "v1," + _base64(hmac.digest(standard_key(key.secret), content, "sha256"))
 
 
 def _v1a(key: SigningKey, content: bytes) -> str:
@@ -273,7 +271,7 @@ def _standard_headers(signable: Signable, signature: Callable[[SigningKey, bytes
 
 def _rfc9421(signable: Signable) -> list[tuple[str, str]]:
     def signature(base: bytes) -> bytes:
-        return signable.keys[0].secret.hmac(base, "sha256")
+        return hmac.digest(signable.keys[0].secret.reveal().encode(), base, "sha256")
 
     return _message_headers(signable, message_signatures.HMAC_SHA256, signature)
 

@@ -167,7 +167,7 @@ def judge(response: Response, *, now: float, other_secret: bool = False) -> retr
     return retry.Answer(
         outcome=Outcome.SUCCESS if 200 <= response.status <= 299 else Outcome.HTTP_ERROR,
         status=response.status,
-        retry_after=None if retry_after is None else retry.parse_retry_after(retry_after, now=now),
+        retry_after=retry.parse_retry_after(retry_after, now=now),
         abort="abort-message" in wishes,
         disable="disable" in wishes,
         other_secret=other_secret,

@@ -13,7 +13,7 @@ from dispatcher.store.accounts import Account
 from dispatcher.store.records import LeasedDelivery
 from subscriptions import signatures
 from subscriptions.secrets import SecretError, SigningKey
-from subscriptions.signatures import COVERING_URL, Scheme, Signable, SignatureError
+from subscriptions.signatures import Scheme, Signable, SignatureError
 
 
 class Signing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -37,7 +37,7 @@ class Signing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             timestamp=timestamp,
             body=delivery.body.body,
             content_type=delivery.body.content_type,
-            target_uri="" if COVERING_URL.isdisjoint(self.schemes) else target.origin + target.path,
+            target_uri=target.origin + target.path,
             key_id=self.key_id,
             method="POST",
             hub_method=self.hub_method,

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import base64
 import copy
-import hmac
 import json
 import pickle
 import traceback
-import weakref
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subscriptions.secrets import (
-    CACHED_BEGINNINGS,
-    OFTEN,
-    PREFIX,
     Secret,
     SecretError,
     SigningKey,
@@ -213,27 +208,3 @@ def test_a_private_key_is_loaded_once() -> None:
 def test_other_public_keys_are_refused(text: str) -> None:
     with pytest.raises(SecretError, match="whpk_"):
         public_key_bytes(text)
-
-
-@pytest.mark.parametrize("method", ["sha1", "sha256", "sha384", "sha512"])
-def test_an_hmac_is_the_same_however_often_a_secret_signs(method: str) -> None:
-    text = PREFIX + base64.b64encode(bytes(range(200))).decode()
-    secret = Secret(text)
-    for number in range(OFTEN + 4):
-        content = bytes([number]) * number * 50
-        assert secret.hmac(content, method) == hmac.digest(text.encode(), content, method)
-        assert secret.hmac(content, method, decoded=True) == hmac.digest(bytes(range(200)), content, method)
-
-
-def test_what_hmacs_begin_with_is_kept_for_so_many_secrets_and_keeps_none_of_them() -> None:
-    made = [Secret(f"secret {number}") for number in range(CACHED_BEGINNINGS + 1)]
-    for secret in made:
-        for _ in range(OFTEN + 1):
-            secret.hmac(b"", "sha256")
-    kept = [secret for secret in made if secret._begun is not None]
-    assert kept == made[1:]
-    assert made[0].hmac(b"again", "sha256") == hmac.digest(b"secret 0", b"again", "sha256")
-    assert made[1]._begun is None
-    gone = weakref.ref(made.pop())
-    del secret, kept
-    assert gone() is None
