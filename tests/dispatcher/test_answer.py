@@ -21,7 +21,6 @@ from dispatcher.delivery.transport import (
 )
 from tests.support.answers import CHANGES, SEEDS, cut, mutated
 
-
 EMPTY_HEADER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX:\r\n\r\n"
 EMPTY_TRAILER = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nT:\r\n\r\n"
 
