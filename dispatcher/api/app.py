@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from dispatcher.api import docs, failures, health, openapi, routes, shapes
 from dispatcher.api.events import Publishing
 from dispatcher.api.hot import Handler
 from dispatcher.api.intake import Intake
 from dispatcher.api.openapi import CALLBACK, documented
+from dispatcher.api.problems import cut_off
 from dispatcher.api.services import Services
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -124,9 +126,23 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""
-        try:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
-        except Exception:
-            # A request's fault was answered and logged; raised on, the server would log its text as well.
-            if scope["type"] != "http":
+            return
+        has_begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        # What is raised is not raised on: the server would log its text.
+        try:
+            await self.app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # Only a stop does that, to what outlasts its grace.
+            if has_begun:
                 raise
+            await failures.response_of(cut_off())(scope, receive, send)
+        except Exception:  # noqa: BLE001, S110 - a request's fault was answered and logged
+            pass

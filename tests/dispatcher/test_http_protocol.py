@@ -48,14 +48,16 @@ class Desk:
             self.left.set()
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[tuple[HttpServer, int]]:
-        front = Front(FastAPI(), {"/large": self.large, "/slow": self.slow, "/reading": self.reading})
+    async def open(self, *, grace: float = PROMPTLY) -> AsyncIterator[tuple[HttpServer, int]]:
+        app = FastAPI()
+        app.add_route("/plain", self.slow, methods=["POST"])
+        front = Front(app, {"/large": self.large, "/slow": self.slow, "/reading": self.reading})
         ready = asyncio.Event()
 
         async def on_ready() -> None:
             ready.set()
 
-        server = HttpServer(front, grace=PROMPTLY, on_ready=on_ready)
+        server = HttpServer(front, grace=grace, on_ready=on_ready)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             async with asyncio.timeout(2 * PROMPTLY):
@@ -109,6 +111,21 @@ async def test_a_stop_waits_for_what_is_under_way_and_closes_its_line() -> None:
         assert (head.partition(b"\r\n")[0], body) == (b"HTTP/1.1 202 Accepted", b"done")
         assert b"\r\nconnection: close\r\n" in head
         assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("path", ["/slow", "/plain"])
+async def test_what_outlasts_a_stop_is_told_to_ask_again(path: str) -> None:
+    desk = Desk()
+    async with desk.open(grace=1) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(path))
+        await desk.arrived.wait()
+        server.stop()
+        head, body = await answer(reader)
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in head
+        assert b"with the same Idempotency-Key" in body
         writer.close()
 
 
