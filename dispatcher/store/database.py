@@ -189,7 +189,7 @@ class Database:
         The server does so by itself, unless a statement was prepared and not executed yet: that is not idle to it.
         Whoever is cut off there would keep its locks for ever.
         """
-        if not self.is_partitioned:
+        if self._reader.dialect.name == "sqlite":
             return 0
         async with self.read() as connection:
             return len((await connection.execute(_END_ABANDONED, {"seconds": self._timeout})).all())
