@@ -30,7 +30,7 @@ BUSY_TIMEOUT_MS = 2_000
 #: connections to SQLite for reading
 READERS = 4
 #: memory for pages of SQLite's file, KiB: for the connection that writes, and as much for those that read together
-CACHE_KIB = 16_384
+CACHE_KIB = 8_192
 #: connections to PostgreSQL, where nobody says how many
 CONNECTIONS = 8
 #: how a transaction on SQLite that may write begins: it has its turn to write from the start
