@@ -10,16 +10,9 @@ import asyncio
 import functools
 import os
 import shutil
-import time
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import Protocol
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 #: seconds between two samples of what is not counted but looked at, where others are to see it
 SAMPLE_INTERVAL = 1.0
@@ -31,10 +24,6 @@ shared = _SHARED_IN in os.environ
 
 registry = CollectorRegistry()
 
-# name and text
-_ATTEMPTS = "dispatcher_attempts", "Attempts that were settled"
-_SECONDS = "dispatcher_attempt_seconds", "Duration of an attempt"
-
 
 def _gauge(name: str, text: str) -> Gauge:
     return Gauge(name, text, registry=registry, multiprocess_mode="livesum")
@@ -45,6 +34,8 @@ events_accepted = Counter("dispatcher_events_accepted", "Events answered with 20
 outbox_taken = Counter("dispatcher_outbox_taken", "Rows of the outbox that were taken", registry=registry)
 outbox_refused = Counter("dispatcher_outbox_refused", "Rows of the outbox that were refused", registry=registry)
 tasks_finished = Counter("dispatcher_tasks_finished", "Tasks that have a result", ["state"], registry=registry)
+attempts = Counter("dispatcher_attempts", "Attempts that were settled", ["outcome"], registry=registry)
+attempt_seconds = Histogram("dispatcher_attempt_seconds", "Duration of an attempt", registry=registry)
 in_flight = _gauge("dispatcher_requests_in_flight", "Requests under way")
 queued = _gauge("dispatcher_lane_items", "Leased deliveries that wait in lanes")
 lanes = _gauge("dispatcher_lanes", "Lanes in memory")
@@ -55,66 +46,8 @@ commit_batch = Histogram(
     registry=registry,
 )
 
-
-class Attempts(Protocol):
-    """How attempts ended, and how long they took."""
-
-    def count(self, outcome: str, seconds: float) -> None:
-        """There was one more."""
-        ...
-
-
-class SharedAttempts:
-    """Counts them where other processes see it."""
-
-    def __init__(self, into: CollectorRegistry | None) -> None:
-        attempts = Counter(*_ATTEMPTS, ["outcome"], registry=into)
-        # to look a counter up by its label takes longer than to count
-        self._of = functools.cache(attempts.labels)
-        self._seconds = Histogram(*_SECONDS, registry=into)
-
-    def count(self, outcome: str, seconds: float) -> None:
-        """There was one more."""
-        self._of(outcome).inc()
-        self._seconds.observe(seconds)
-
-
-class OwnAttempts(Collector):
-    """Counts them in plain numbers, and tells what prometheus_client would: that has a lock around each of its own."""
-
-    def __init__(self, into: CollectorRegistry) -> None:
-        self._begun = time.time()
-        #: number of attempts by outcome, and when the first came (Unix seconds)
-        self._outcomes: dict[str, int] = {}
-        self._first: dict[str, float] = {}
-        self._buckets = [0] * len(Histogram.DEFAULT_BUCKETS)
-        self._seconds = 0.0
-        into.register(self)
-
-    def count(self, outcome: str, seconds: float) -> None:
-        """There was one more."""
-        if outcome not in self._outcomes:
-            self._outcomes[outcome] = 0
-            self._first[outcome] = time.time()
-        self._outcomes[outcome] += 1
-        self._buckets[bisect_left(Histogram.DEFAULT_BUCKETS, seconds)] += 1
-        self._seconds += seconds
-
-    def collect(self) -> Iterator[Metric]:
-        """What there is to tell."""
-        attempts = CounterMetricFamily(*_ATTEMPTS, labels=["outcome"])
-        for outcome, number in self._outcomes.items():
-            attempts.add_metric([outcome], number, created=self._first[outcome])
-        yield attempts
-        bounds = map(floatToGoString, Histogram.DEFAULT_BUCKETS)
-        seconds = HistogramMetricFamily(
-            *_SECONDS, buckets=list(zip(bounds, accumulate(self._buckets), strict=True)), sum_value=self._seconds
-        )
-        seconds.add_sample(f"{seconds.name}_created", {}, self._begun)
-        yield seconds
-
-
-attempts: Attempts = SharedAttempts(registry) if shared else OwnAttempts(registry)
+#: the counter of one outcome: to look it up by its label takes longer than to count
+attempts_of = functools.cache(attempts.labels)
 
 _watched: dict[Gauge, Callable[[], float]] = {}
 

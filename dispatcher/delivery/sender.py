@@ -219,7 +219,8 @@ def _stages(timing: Timing) -> dict[str, float | bool] | None:
 
 def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
     seconds = record.ended - record.started
-    metrics.attempts.count(answer.outcome, seconds)
+    metrics.attempts_of(answer.outcome).inc()
+    metrics.attempt_seconds.observe(seconds)
     _LINE.write(
         delivery.account,
         delivery.id,
