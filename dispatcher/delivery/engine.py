@@ -27,7 +27,7 @@ from dispatcher.delivery.settler import Settler
 from dispatcher.errors import StoreUnavailable
 from dispatcher.heartbeat import Heartbeat
 from dispatcher.loops import repeat
-from dispatcher.rounds import MOST, Round
+from dispatcher.rounds import MOST, Rounds
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
@@ -96,7 +96,7 @@ class Engine:
         self._under_way: dict[Attempt, Turn] = {}
         self._all_made: asyncio.Future[None] | None = None
         #: those of which something has to be asked first go on with others that are ready by then
-        self._ready = Round(self._begin)
+        self._ready = Rounds(self._begin)
         self._is_to_pump = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
@@ -344,7 +344,7 @@ class Engine:
             self._finish(turn, None)
         else:
             if is_current:
-                self._ready.add((turn, account))
+                self._ready.join((turn, account))
             else:
                 # A secret may be over, or the subscription gone.
                 self._send_back(turn)

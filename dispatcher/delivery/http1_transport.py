@@ -24,7 +24,7 @@ from dispatcher.delivery.transport import Exchange, Request, Response, Timing, T
 from dispatcher.egress import Address, EgressPolicy, Target, admit, parse
 from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import Outcome
-from dispatcher.rounds import Round
+from dispatcher.rounds import Rounds, each
 
 #: schemes, hosts and ports that were admitted lately and are remembered
 _MAX_ADMITTED = 4096
@@ -56,7 +56,7 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
         self._admitted: set[tuple[str, str, int]] = set()
         #: what carries a request until it is over, or opens a connection to carry it
         self._under_way: dict[Exchange, Connection | asyncio.Task[None]] = {}
-        self._over = Round(self._finish)
+        self._over = Rounds(self._finish)
 
     def begin(self, exchanges: Sequence[Exchange]) -> None:
         """Send requests; see `Transport.begin`.
@@ -65,25 +65,9 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
         of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
         """
         now = self._loop.time()
-        prepared: list[Exchange] = []
-        for exchange in exchanges:
-            exchange.until = now + exchange.request.deadline
-            try:
-                self._admit(exchange.request.target)
-                exchange.head = head_of(exchange.request)
-            except Exception as exc:  # noqa: BLE001 - the others go all the same
-                self._end(exchange, exc)
-            else:
-                prepared.append(exchange)
-        for exchange in prepared:
-            try:
-                connection = self._kept(exchange.request.target)
-            except Exception as exc:  # noqa: BLE001
-                self._end(exchange, exc)
-            else:
-                self._under_way[exchange] = connection or self._loop.create_task(self._begin_anew(exchange))
-        for exchange in prepared:
-            carrier = self._under_way.get(exchange)
+        prepared = each(lambda exchange: self._prepare(exchange, now), exchanges, failed=self._end)
+        for exchange in each(self._find_carrier, prepared, failed=self._end):
+            carrier = self._under_way[exchange]
             if isinstance(carrier, Connection):
                 self._carry(carrier, exchange)
 
@@ -128,6 +112,15 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
             raise httpx.RemoteProtocolError("the answer broke off, or is too large", request=request)
         body = httpx.ByteStream(answer.body)
         return httpx.Response(answer.status, headers=list(answer.headers), stream=body, request=request)
+
+    def _prepare(self, exchange: Exchange, now: float) -> None:
+        exchange.until = now + exchange.request.deadline
+        self._admit(exchange.request.target)
+        exchange.head = head_of(exchange.request)
+
+    def _find_carrier(self, exchange: Exchange) -> None:
+        connection = self._kept(exchange.request.target)
+        self._under_way[exchange] = connection or self._loop.create_task(self._begin_anew(exchange))
 
     def _admit(self, target: Target) -> None:
         """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
@@ -183,7 +176,7 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
 
     async def _open(self, addresses: tuple[Address, ...], exchange: Exchange) -> Connection:
         target, timing = exchange.request.target, exchange.timing
-        make = functools.partial(Connection, self._deadlines, self._over.add)
+        make = functools.partial(Connection, self._deadlines, self._over.join)
         address, connection = await dial(addresses, target.port, make, timing, until=exchange.until)
         try:
             connection.key = _key(address, target)

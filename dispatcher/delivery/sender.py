@@ -22,7 +22,7 @@ from dispatcher.delivery.transport import Exchange, Request, Response, Timing, T
 from dispatcher.egress import Target
 from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import DeliveryKind, Outcome
-from dispatcher.rounds import Round
+from dispatcher.rounds import Rounds, each
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report
 from subscriptions.models import Headers
@@ -82,19 +82,19 @@ class Sender:
         self._schedule = schedule
         self._handshakes = handshakes
         self._clock = clock
-        self._over = Round(self._conclude)
+        self._over = Rounds(self._conclude)
         #: told of attempts that were made, each once, never before `begin` has returned
         self.on_made: Callable[[Sequence[Attempt]], None] = lambda _attempts: None
 
     def attempt(self, delivery: LeasedDelivery, account: Account) -> Attempt:
         """An attempt that is about to begin."""
-        return Attempt(delivery, account, self._over.add)
+        return Attempt(delivery, account, self._over.join)
 
     def begin(self, attempts: Sequence[Attempt]) -> None:
         """Make these attempts. Raises nothing: whatever goes wrong is in their reports."""
         started, now = time.monotonic(), self._clock()
-        chosen = _each(attempts, lambda attempt: self._choose(attempt, started, now), _fail)
-        signed = _each(chosen, lambda attempt: self._sign(attempt, int(now)), _fail)
+        chosen = each(lambda attempt: self._choose(attempt, started, now), attempts, failed=_fail)
+        signed = each(lambda attempt: self._sign(attempt, int(now)), chosen, failed=_fail)
         self._transport.begin(signed)
 
     def abandon(self, attempt: Attempt) -> None:
@@ -146,10 +146,10 @@ class Sender:
 
     def _conclude(self, attempts: list[Attempt]) -> None:
         now, ended = self._clock(), time.monotonic()
-        judged = _each(attempts, lambda attempt: self._judge(attempt, now), _log_fault)
-        recorded = _each(judged, lambda attempt: self._record(attempt, ended), _log_fault)
+        judged = each(lambda attempt: self._judge(attempt, now), attempts, failed=_log_fault)
+        recorded = each(lambda attempt: self._record(attempt, ended), judged, failed=_log_fault)
         _observe(recorded)
-        _each(recorded, self._report, _log_fault)
+        each(self._report, recorded, failed=_log_fault)
         self.on_made(attempts)
 
     def _judge(self, attempt: Attempt, now: float) -> None:
@@ -246,21 +246,6 @@ def judge(response: Response, *, now: float, other_secret: bool = False) -> retr
 
 def _by_name(response: Response) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers}
-
-
-def _each(
-    attempts: Sequence[Attempt], step: Callable[[Attempt], None], on_failure: Callable[[Attempt, Exception], None]
-) -> list[Attempt]:
-    """Take a step with each; answers those that took it."""
-    taken: list[Attempt] = []
-    for attempt in attempts:
-        try:
-            step(attempt)
-        except Exception as exc:  # noqa: BLE001 - what is wrong with one must not lose the others
-            on_failure(attempt, exc)
-        else:
-            taken.append(attempt)
-    return taken
 
 
 def _fail(attempt: Attempt, exc: Exception) -> None:
