@@ -8,8 +8,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii
+from select import PIPE_BUF
 from typing import Any, Literal
 
 import msgspec
@@ -41,13 +42,22 @@ class Line:
         fields = "".join(f'"{name}": %s, ' for name in names)
         self._form = f'{{{fields}"event": "{event}", "level": "info", "timestamp": "%s"}}\n'
 
-    def write(self, *values: str | float | None) -> None:
-        """Log a line with these values, in the order of the names."""
-        if _by_hand:
-            written = [_WRITTEN[type(value)](value) for value in values]
-            sys.stderr.write(self._form % (*written, _timestamp(time.time())))
-        else:
-            log.info(self._event, **dict(zip(self._names, values, strict=True)))
+    def write(self, rows: Iterable[Iterable[str | float | None]]) -> None:
+        """Log a line for each of these rows of values, which are in the order of the names."""
+        if not _by_hand:
+            for row in rows:
+                log.info(self._event, **dict(zip(self._names, row, strict=True)))
+            return
+        now = _timestamp(time.time())
+        piece = ""
+        for row in rows:
+            line = self._form % (*(_WRITTEN[type(value)](value) for value in row), now)
+            if len(piece) + len(line) > PIPE_BUF:
+                # In a pipe that others write to as well, no longer piece is sure to stay in one.
+                sys.stderr.write(piece)
+                piece = ""
+            piece += line
+        sys.stderr.write(piece)
 
 
 def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:

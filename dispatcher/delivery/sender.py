@@ -298,16 +298,19 @@ def _observe(attempts: Sequence[Attempt]) -> None:
     for outcome, count in Counter(attempt.record.outcome for attempt in attempts).items():
         metrics.attempts_of(outcome).inc(count)
     for attempt in attempts:
-        delivery, record = attempt.delivery, attempt.record
-        seconds = record.ended - record.started
-        metrics.attempt_seconds.observe(seconds)
-        _LINE.write(
-            delivery.account,
-            delivery.id,
-            delivery.attempt,
-            delivery.endpoint.origin,
-            str(record.outcome),
-            record.status,
-            record.error,
-            round(seconds * 1000, 1),
-        )
+        metrics.attempt_seconds.observe(attempt.record.ended - attempt.record.started)
+    _LINE.write(map(_logged, attempts))
+
+
+def _logged(attempt: Attempt) -> tuple[str | float | None, ...]:
+    delivery, record = attempt.delivery, attempt.record
+    return (
+        delivery.account,
+        delivery.id,
+        delivery.attempt,
+        delivery.endpoint.origin,
+        str(record.outcome),
+        record.status,
+        record.error,
+        round((record.ended - record.started) * 1000, 1),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -25,8 +26,7 @@ logs.configure(level=sys.argv[1], style=sys.argv[2])
 fields = {FIELDS!r}
 structlog.get_logger("x").info("attempt", **fields)
 line = logs.Line("attempt", *fields)
-line.write(*fields.values())
-line.write(*(fields | {{"error": "\\ud800"}}).values())
+line.write([fields.values(), (fields | {{"error": "\\ud800"}}).values()])
 """
 
 
@@ -64,6 +64,23 @@ def test_what_keeps_a_part_to_itself_keeps_it_from_logs_too() -> None:
 
 def test_nothing_is_written_where_nobody_reads_it() -> None:
     assert _said("warning", "json") == []
+
+
+def test_lines_of_several_processes_stay_whole_in_one_pipe() -> None:
+    program = (
+        "import sys; from dispatcher import logs\n"
+        "logs.configure(level='info', style='json')\n"
+        "line = logs.Line('attempt', 'process', 'error')\n"
+        "for _ in range(50): line.write([(sys.argv[1], 'x' * length) for length in range(100)])"
+    )
+    reading, writing = os.pipe()
+    processes = [subprocess.Popen([sys.executable, "-c", program, name], stderr=writing) for name in "abc"]
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        lines = [json.loads(line) for line in pipe]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    for name in "abc":
+        assert [len(line["error"]) for line in lines if line["process"] == name] == [*range(100)] * 50
 
 
 def test_people_get_their_own_form() -> None:
