@@ -94,7 +94,7 @@ class Engine:
         self._scan_wanted = asyncio.Event()
         #: attempts that were begun, and whose turn each is
         self._under_way: dict[Attempt, Turn] = {}
-        self._all_made: asyncio.Future[None] | None = None
+        self._all_made = asyncio.Event()
         #: those of which something has to be asked first go on with others that are ready by then
         self._ready = Rounds(self._begin)
         self._is_to_pump = False
@@ -151,8 +151,7 @@ class Engine:
         """Wait until nothing is under way any more, and what came of it is recorded."""
         while self._tasks or self._under_way:
             if self._under_way:
-                self._all_made = asyncio.get_running_loop().create_future()
-                await self._all_made
+                await self._all_made.wait()
             else:
                 await asyncio.wait(self._tasks)
         await self._settler.join()
@@ -319,7 +318,9 @@ class Engine:
             attempt = self._sender.attempt(turn.delivery, account)
             self._under_way[attempt] = turn
             attempts.append(attempt)
-        self._sender.begin(attempts)
+        if attempts:
+            self._all_made.clear()
+            self._sender.begin(attempts)
 
     def _may_be_sent(self, delivery: LeasedDelivery) -> bool:
         """Whether its window, its session and its lease have time left for a send."""
@@ -373,9 +374,8 @@ class Engine:
                 reports.append(attempt.report)
             self._finish(turn, attempt.report)
         self._settler.add(reports)
-        if self._all_made is not None and not self._under_way:
-            self._all_made.set_result(None)
-            self._all_made = None
+        if not self._under_way:
+            self._all_made.set()
         self._pump()
 
     def _finish(self, turn: Turn, report: Report | None) -> None:
