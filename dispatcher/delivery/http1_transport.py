@@ -44,7 +44,7 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
         resolver: Resolver,
         policy: EgressPolicy,
         context: ClientContext | None = None,
-        max_idle: int = 512,
+        max_idle: int = 2048,
         idle_s: float = 30.0,
     ) -> None:
         self._resolver = resolver
