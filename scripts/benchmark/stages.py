@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ from dispatcher.installation import Installation, open_installation
 from dispatcher.models import Outcome, lane_of
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store, accounts
-from dispatcher.store.records import LaneClaim, LeasedDelivery
+from dispatcher.store.records import LaneClaim, LeasedDelivery, Submission
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.load import payload
 from scripts.benchmark.receivers import timing
@@ -135,9 +136,12 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
 
     with stage("read"):
         read = [reader.task(raw, account=account, trace=None) for raw in posted]
-        accepted = [(task, msgspec.json.encode(described(task, token))) for task, token in read]
+        submitted = [
+            Submission(tasks=[task], key=None, answer=msgspec.json.encode(described(task, token)))
+            for task, token in read
+        ]
     with stage("accept"):
-        await _at_once(accepted, lambda one: store.accept([one[0]], key=None, answer=one[1], then=lambda _answer: None))
+        await _accept(store, submitted)
     leased: list[LeasedDelivery] = []
     with stage("lease"):
         while len(leased) < count:
@@ -151,6 +155,20 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
     if ledger["delivered"] != count or any(report.answer.outcome is not Outcome.SUCCESS for report in reports):
         raise BenchmarkFailed(f"of {count} deliveries {ledger['delivered']} were delivered")
     return stages
+
+
+async def _accept(store: Store, submissions: Sequence[Submission]) -> None:
+    """Store them: as many together as there are connections, and the next ones when these are on disk."""
+    for start in range(0, len(submissions), AT_ONCE):
+        together = submissions[start : start + AT_ONCE]
+        stored = asyncio.Semaphore(0)
+        store.accept(together, then=partial(_note, stored))
+        for _ in together:
+            await stored.acquire()
+
+
+def _note(stored: asyncio.Semaphore, _one: Submission, _result: object) -> None:
+    stored.release()
 
 
 async def _at_once(items: Sequence[Item], work: Callable[[Item], Awaitable[Answer]]) -> list[Answer]:
