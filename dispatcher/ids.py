@@ -8,11 +8,16 @@ import time
 
 _last_ms = 0
 _counter = 0
+#: how the ids of this millisecond begin
+_beginning = ""
 
 #: random ends that are ready: a call of the system for each id would cost more than all the rest of it
 _tails: list[str] = []
 #: how many are made together
 TOGETHER = 256
+#: the bits of their 16 digits that say which variant of UUID it is, and those that are random
+_VARIANT = int("8000000000000000" * TOGETHER, 16)
+_RANDOM = int("3fffffffffffffff" * TOGETHER, 16)
 # A child of a fork must not make ids from the same ones.
 os.register_at_fork(after_in_child=_tails.clear)
 
@@ -24,17 +29,17 @@ _ID = re.compile(r"[0-9a-f]{32}\Z")
 
 def new_id() -> str:
     """A new id. Ids made by one process are strictly increasing."""
-    global _last_ms, _counter  # noqa: PLW0603 - the monotonic counter of RFC 9562 §6.2 is state of the process
+    global _last_ms, _counter, _beginning  # noqa: PLW0603 - the monotonic counter of RFC 9562 §6.2 is state of the process
     now = time.time_ns() // 1_000_000
     if now > _last_ms:
-        _last_ms = now
-        _counter = int(_tail()[-3:], 16) & 0x1FF
-    else:
+        _last_ms, _counter = now, int(_tail()[-3:], 16) & 0x1FF
+        _beginning = f"{_last_ms:012x}7"
+    elif _counter < 0xFFF:
         _counter += 1
-        if _counter > 0xFFF:
-            _last_ms += 1
-            _counter = 0
-    return f"{_last_ms:012x}7{_counter:03x}{_tail()}"
+    else:
+        _last_ms, _counter = _last_ms + 1, 0
+        _beginning = f"{_last_ms:012x}7"
+    return f"{_beginning}{_counter:03x}{_tail()}"
 
 
 def _tail() -> str:
@@ -42,8 +47,8 @@ def _tail() -> str:
     try:
         return _tails.pop()
     except IndexError:
-        digits = os.urandom(8 * TOGETHER).hex()
-        _tails.extend("89ab"[int(digits[at], 16) & 3] + digits[at + 1 : at + 16] for at in range(0, len(digits), 16))
+        digits = f"{int.from_bytes(os.urandom(8 * TOGETHER)) & _RANDOM | _VARIANT:x}"
+        _tails.extend([digits[at : at + 16] for at in range(0, len(digits), 16)])
         return _tail()
 
 

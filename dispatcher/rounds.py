@@ -20,8 +20,9 @@ MOST = 64
 class Rounds(Generic[Item]):
     """Gathers items, and gives those of one round to `work`, which has to see to what becomes of each."""
 
-    def __init__(self, work: Callable[[list[Item]], object]) -> None:
+    def __init__(self, work: Callable[[list[Item]], object], *, most: int | None = MOST) -> None:
         self._work = work
+        self._most = most
         self._waiting: list[Item] = []
 
     def join(self, item: Item) -> None:
@@ -34,8 +35,9 @@ class Rounds(Generic[Item]):
         asyncio.get_running_loop().call_soon(self._go)
 
     def _go(self) -> None:
-        items, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        if self._waiting:
+        items, self._waiting = self._waiting, []
+        if self._most is not None and len(items) > self._most:
+            items, self._waiting = items[: self._most], items[self._most :]
             self._call()
         self._work(items)
 

@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from dispatcher.api import docs, failures, health, openapi, routes, shapes
 from dispatcher.api.events import Publishing
-from dispatcher.api.hot import Handler
+from dispatcher.api.hot import Handler, Visit
 from dispatcher.api.intake import Intake
 from dispatcher.api.openapi import CALLBACK, documented
 from dispatcher.api.problems import cut_off
@@ -99,7 +99,7 @@ def create_app(services: Services, lifespan: Lifespan) -> Front:
         "/events": publishing.post_event,
         "/events/batch": publishing.post_batch,
     }
-    return Front(app, hot)
+    return Front(app, hot, together={"/tasks": intake.take})
 
 
 def create_worker_app(services: Services, lifespan: Lifespan) -> Front:
@@ -116,13 +116,20 @@ class Front:
     """Names the hot routes, which the server takes past the framework: matching, dependencies and middleware cost more
     than the rest. All else, it passes on."""
 
-    def __init__(self, app: FastAPI, hot: Mapping[str, Handler]) -> None:
+    def __init__(
+        self, app: FastAPI, hot: Mapping[str, Handler], *, together: Mapping[str, Callable[[Visit], None]] | None = None
+    ) -> None:
         self.app = app
         self._hot = hot
+        self._together = together or {}
 
     def hot(self, method: str, path: str) -> Handler | None:
         """What handles this request past the framework."""
         return self._hot.get(path) if method == "POST" else None
+
+    def together(self, path: str) -> Callable[[Visit], None] | None:
+        """What takes requests of this hot route in rounds, if it is one of those."""
+        return self._together.get(path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the ASGI server."""

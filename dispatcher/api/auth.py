@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from starlette.requests import Request
 
-from dispatcher.api.reading import header
+from dispatcher.api.reading import Asked, header
 from dispatcher.errors import Problem
 from dispatcher.installation import Installation
 from dispatcher.store import accounts
@@ -31,10 +31,14 @@ class Authenticator:
 
     async def caller(self, request: Request, *, scope: str | None = None) -> Caller:
         """Who makes this request. Raises Problem `unauthorized`, or `forbidden` without the scope."""
-        caller = await self._identify(request)
-        if scope is not None and scope not in caller.scopes:
-            raise Problem("forbidden", f"This needs a token with the scope {scope}.")
-        return caller
+        token = _token_of(request)
+        digest = _digest_of(token)
+        return _with_scope(self._remembered(digest) or await self._looked_up(digest, token), scope)
+
+    def known(self, request: Asked, *, scope: str) -> Caller | None:
+        """The same, if it is remembered."""
+        caller = self._remembered(_digest_of(_token_of(request)))
+        return caller and _with_scope(caller, scope)
 
     async def processor(self, request: Request) -> str | None:
         """The account whose tasks the caller may work on; None for every account's. Raises Problem."""
@@ -43,14 +47,11 @@ class Authenticator:
             return None
         return (await self.caller(request, scope="tasks:process")).account
 
-    async def _identify(self, request: Request) -> Caller:
-        kind, _, token = (header(request, b"authorization") or "").partition(" ")
-        if kind.lower() != "bearer" or not token:
-            raise Problem("unauthorized", "Send a token as `Authorization: Bearer …`.")
-        digest = hashlib.sha256(token.encode()).digest()
+    def _remembered(self, digest: bytes) -> Caller | None:
         known = self._known.get(digest)
-        if known is not None and known[0] > time.monotonic() and not _is_over(known[1]):
-            return known[1]
+        return known[1] if known is not None and known[0] > time.monotonic() and not _is_over(known[1]) else None
+
+    async def _looked_up(self, digest: bytes, token: str) -> Caller:
         looking = self._looking.get(digest)
         if looking is None:
             # One for all that wait: each request of a busy caller would verify the token, and read the same row.
@@ -70,6 +71,23 @@ class Authenticator:
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return caller
+
+
+def _token_of(request: Asked) -> str:
+    kind, _, token = (header(request, b"authorization") or "").partition(" ")
+    if kind.lower() != "bearer" or not token:
+        raise Problem("unauthorized", "Send a token as `Authorization: Bearer …`.")
+    return token
+
+
+def _digest_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _with_scope(caller: Caller, scope: str | None) -> Caller:
+    if scope is not None and scope not in caller.scopes:
+        raise Problem("forbidden", f"This needs a token with the scope {scope}.")
+    return caller
 
 
 def _is_over(caller: Caller) -> bool:

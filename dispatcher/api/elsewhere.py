@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 from dispatcher.store.records import LeasedDelivery
@@ -18,9 +19,10 @@ class Elsewhere:
         """There is none."""
         raise RuntimeError(f"no place was promised in {lane} to {size} bytes")
 
-    def hand_off(self, delivery: LeasedDelivery) -> NoReturn:
+    def hand_off(self, deliveries: Sequence[LeasedDelivery]) -> None:
         """Nothing is leased to this process."""
-        raise RuntimeError(f"no place was promised to {delivery.id}")
+        if deliveries:
+            raise RuntimeError(f"no place was promised to {deliveries[0].id}")
 
     def expect(self, count: int) -> None:
         """Whoever leases counts for itself."""

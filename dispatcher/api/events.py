@@ -183,10 +183,9 @@ class _HandOff:
         stored = result.handed_off if isinstance(result, Accepted) else frozenset()
         engine = self._services.engine
         reserved, self._deliveries = self._deliveries, []
+        engine.hand_off([delivery for delivery in reserved if delivery.id in stored])
         for delivery in reserved:
-            if delivery.id in stored:
-                engine.hand_off(delivery)
-            else:
+            if delivery.id not in stored:
                 engine.cancel_reservation(delivery.lane, delivery.size)
         if isinstance(result, Accepted):
             metrics.events_accepted.inc(result.count)

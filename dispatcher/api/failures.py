@@ -50,7 +50,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _fault(request: Request, exc: Exception) -> Response:
-        return fault(request, exc)
+        return fault(request.method, exc)
 
 
 def response_of(problem: Problem) -> Response:
@@ -68,9 +68,9 @@ def response_of(problem: Problem) -> Response:
     )
 
 
-def fault(request: Request, error: Exception) -> Response:
+def fault(method: str, error: BaseException) -> Response:
     """The answer to an error that is ours. Only its kind is logged: its text may hold anything."""
-    log.error("request_failed_inside", method=request.method, error=type(error).__qualname__)
+    log.error("request_failed_inside", method=method, error=type(error).__qualname__)
     return _plain(500)
 
 

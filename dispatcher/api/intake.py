@@ -1,34 +1,76 @@
 """The hot routes: `POST /tasks` and `POST /tasks/batch`.
 
-They read the body's bytes themselves, and answer when the commit that holds the task is on disk. A relayed task
-whose lane has room is committed as leased to this process and handed to its lane at once.
+They read the body's bytes themselves, and answer when the commit that holds the task is on disk. Requests for one task
+are taken in rounds; one that has to wait for something leaves its round, and its handler does all of it anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from dispatcher import metrics
 from dispatcher.api import shapes
+from dispatcher.api.acceptance import Acceptance, Parcel
 from dispatcher.api.checking import check_text, decode
-from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, accepted
-from dispatcher.api.problems import invalid
-from dispatcher.api.reading import read_body, traceparent, warnings_of
+from dispatcher.api.hot import ACCEPTED, ITEMS_PER_TURN, Visit, accepted, response_to
+from dispatcher.api.problems import invalid, too_large
+from dispatcher.api.reading import Asked, read_body, traceparent, warnings_of
 from dispatcher.api.services import Services
-from dispatcher.bodies import Body, rfc3339
+from dispatcher.bodies import rfc3339
 from dispatcher.errors import Problem
 from dispatcher.limits import MAX_AROUND_PAYLOAD
-from dispatcher.models import TaskState, lane_of
-from dispatcher.store.records import Endpoint, IdempotencyKey, LeasedDelivery, NewTask, Replayed
+from dispatcher.models import TaskState
+from dispatcher.rounds import Rounds, each
+from dispatcher.store.accounts import Account
+from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
 from dispatcher.window import Token
 
 _encode = msgspec.json.encode
+
+
+_SCOPE = "tasks:write"
+_RESOURCE = "/tasks"
+
+
+class _Post:
+    """A request for one task, and how far it has got."""
+
+    __slots__ = ("account", "answer", "body", "end", "key", "request", "task", "token", "was_refused")
+
+    task: NewTask
+    token: Token
+    answer: bytes
+
+    def __init__(
+        self, request: Asked, body: bytes, account: Account, *, end: Callable[[_Post, Response | Exception], None]
+    ) -> None:
+        self.request = request
+        self.body = body
+        self.account = account
+        #: told of the answer, or of what there is instead of one
+        self.end = end
+        self.key: IdempotencyKey | None = None
+        #: it could not be read
+        self.was_refused = False
+
+    def refuse(self, error: Exception) -> None:
+        """There is nothing to be stored."""
+        self.was_refused = True
+        self.end(self, error)
+
+    def reply(self, result: Replayed | Exception | None) -> None:
+        """It is stored, or it is not."""
+        if result is None:
+            self.end(self, accepted(self.answer, replayed=False, resource=_RESOURCE))
+        elif isinstance(result, Replayed):
+            self.end(self, accepted(result.answer, replayed=True, resource=_RESOURCE))
+        else:
+            self.end(self, result)
 
 
 class Intake:
@@ -36,29 +78,75 @@ class Intake:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._acceptance = Acceptance(services)
+        #: requests for one task of which all is at hand, perhaps
+        self._visits = Rounds(self._take_all)
+        #: bytes of a request for one task
+        self._limit = services.settings.max_body + MAX_AROUND_PAYLOAD
+
+    # One task
+
+    def take(self, visit: Visit) -> None:
+        """Accept one task, together with the others that come now."""
+        self._visits.join(visit)
 
     async def post_task(self, request: Request) -> Response:
-        """Accept one task. Raises Problem."""
-        caller = await self._services.auth.caller(request, scope="tasks:write")
-        body = await read_body(request, limit=self._services.settings.max_body + MAX_AROUND_PAYLOAD)
-        check_text(body)
-        key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks")
+        """Accept one task; what that takes is waited for. Raises Problem."""
+        caller = await self._services.auth.caller(request, scope=_SCOPE)
+        body = await read_body(request, limit=self._limit)
         account = await self._services.accounts.get(caller.account)
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        post = _Post(request, body, account, end=partial(_set, answer))
+        self._accept_all([post])
         try:
-            task, token = self._services.reader.task(body, account=account, trace=traceparent(request))
+            return await answer
         except Problem:
+            if post.key is None or not post.was_refused:
+                raise
             # What was accepted once stays accepted, though it could not be now.
-            earlier = None if key is None else await self._services.store.earlier_answer(key)
+            earlier = await self._services.store.earlier_answer(post.key)
             if earlier is None:
                 raise
-            return accepted(earlier.answer, replayed=True, resource="/tasks")
-        answer = _encode(described(task, token))
-        earlier = await self._store([task], key=key, answer=answer)
-        return accepted(earlier.answer if earlier else answer, replayed=earlier is not None, resource="/tasks")
+            return accepted(earlier.answer, replayed=True, resource=_RESOURCE)
+
+    def _take_all(self, visits: list[Visit]) -> None:
+        self._accept_all([post for visit in visits if (post := self._post_of(visit)) is not None])
+
+    def _post_of(self, visit: Visit) -> _Post | None:
+        """A request of which all is at hand. Any other is left to its handler."""
+        try:
+            caller = self._services.auth.known(visit, scope=_SCOPE)
+            account = None if caller is None else self._services.accounts.known(caller.account)
+            body = visit.whole_body()
+        except Exception as exc:  # noqa: BLE001 - it is this one's, and the others go on
+            visit.answer(response_to(exc, visit.scope["method"]))
+            return None
+        if account is None or body is None:
+            visit.wait()
+            return None
+        return _Post(visit, body, account, end=partial(_end, visit))
+
+    def _accept_all(self, posts: list[_Post]) -> None:
+        for step in (self._read, _describe):
+            posts = each(step, posts, failed=_Post.refuse)
+        self._acceptance.submit(
+            [Parcel(tasks=[post.task], key=post.key, answer=post.answer, reply=post.reply) for post in posts]
+        )
+
+    def _read(self, post: _Post) -> None:
+        """Raises Problem."""
+        if len(post.body) > self._limit:
+            raise too_large("", self._limit)
+        check_text(post.body)
+        reader, account = self._services.reader, post.account
+        post.key = reader.idempotency_key(post.request, post.body, account=account.id, route="POST /tasks")
+        post.task, post.token = reader.task(post.body, account=account, trace=traceparent(post.request))
+
+    # Many
 
     async def post_batch(self, request: Request) -> Response:
         """Accept many tasks by one commit. Raises Problem."""
-        caller = await self._services.auth.caller(request, scope="tasks:write")
+        caller = await self._services.auth.caller(request, scope=_SCOPE)
         body = await read_body(request, limit=self._services.settings.max_batch)
         key = self._services.reader.idempotency_key(request, body, account=caller.account, route="POST /tasks/batch")
         batch = decode(body, shapes.BatchRequest)
@@ -79,41 +167,32 @@ class Intake:
                 tasks.append(task)
                 items.append(shapes.BatchItem(index=index, status=ACCEPTED, task=described(task, token)))
         answer = _encode(shapes.BatchAccepted(items=items))
-        earlier = await self._store(tasks, key=key, answer=answer)
+        earlier = await self._acceptance.accept(tasks, key=key, answer=answer)
         return accepted(earlier.answer if earlier else answer, replayed=earlier is not None)
 
-    async def _store(self, tasks: Sequence[NewTask], *, key: IdempotencyKey | None, answer: bytes) -> Replayed | None:
-        hand_off = _HandOff(self._services, tasks)
-        return await self._services.store.accept(hand_off.tasks, key=key, answer=answer, then=hand_off.committed)
+
+def _end(visit: Visit, post: _Post, outcome: Response | Exception) -> None:
+    if isinstance(outcome, Response):
+        visit.answer(outcome)
+    elif post.was_refused and post.key is not None:
+        # It was accepted once, perhaps: its handler looks.
+        visit.wait()
+    else:
+        visit.answer(response_to(outcome, visit.scope["method"]))
 
 
-class _HandOff:
-    """Reserves places in lanes before the commit, and fills them or gives them back after it."""
+def _set(answer: asyncio.Future[Response], _post: _Post, outcome: Response | Exception) -> None:
+    if answer.done():
+        # Whoever waited was told to go; that cancels nothing else.
+        return
+    if isinstance(outcome, Response):
+        answer.set_result(outcome)
+    else:
+        answer.set_exception(outcome)
 
-    def __init__(self, services: Services, tasks: Sequence[NewTask]) -> None:
-        self._services = services
-        #: under which they are leased, unless it ends before the commit
-        self._session = services.store.session
-        self.tasks = [
-            replace(task, handed_off=True)
-            if task.body is not None and services.engine.reserve(_lane(task), len(task.body.body))
-            else task
-            for task in tasks
-        ]
 
-    def committed(self, result: Replayed | Exception | None) -> None:
-        """What the commit brought: None when these tasks are on disk."""
-        stored = result is None
-        for task in self.tasks:
-            if task.body is None:
-                continue
-            if task.handed_off and stored:
-                self._services.engine.hand_off(_leased(task, task.body, self._session))
-            elif task.handed_off:
-                self._services.engine.cancel_reservation(_lane(task), len(task.body.body))
-        if stored:
-            self._services.engine.expect(sum(task.body is not None and not task.handed_off for task in self.tasks))
-            metrics.tasks_accepted.inc(len(self.tasks))
+def _describe(post: _Post) -> None:
+    post.answer = _encode(described(post.task, post.token))
 
 
 def described(task: NewTask, token: Token) -> shapes.TaskAccepted:
@@ -129,23 +208,4 @@ def described(task: NewTask, token: Token) -> shapes.TaskAccepted:
             expires_at=None if callback.window_end is None else rfc3339(callback.window_end),
             warnings=warnings_of(token),
         ),
-    )
-
-
-def _lane(task: NewTask) -> str:
-    return lane_of(task.account, task.callback.origin)
-
-
-def _leased(task: NewTask, body: Body, session: str) -> LeasedDelivery:
-    return LeasedDelivery(
-        id=task.delivery_id,
-        wire_id=task.delivery_id,
-        account=task.account,
-        lane=_lane(task),
-        attempt=1,
-        session=session,
-        event=task.type,
-        endpoint=Endpoint.of_callback(task.callback, account=task.account),
-        body=body,
-        traceparent=task.traceparent,
     )

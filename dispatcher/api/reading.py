@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -38,7 +39,14 @@ MAX_EMPTY_BODY = 1024
 Shape = TypeVar("Shape", bound=msgspec.Struct)
 
 
-def header(request: Request, name: bytes) -> str | None:
+class Asked(Protocol):
+    """What was asked, as ASGI has it: a request, of whatever kind."""
+
+    @property
+    def scope(self) -> Mapping[str, Any]: ...
+
+
+def header(request: Asked, name: bytes) -> str | None:
     """A header of a request, by its name in lower case; the first one of several. What Starlette has is slower."""
     for key, value in request.scope["headers"]:
         if key == name:
@@ -78,7 +86,7 @@ async def read_empty(request: Request) -> bytes:
     return body
 
 
-def traceparent(request: Request) -> str | None:
+def traceparent(request: Asked) -> str | None:
     """The caller's trace context, to be passed on; None if there is no valid one."""
     value = header(request, b"traceparent")
     return value if value is not None and is_traceparent(value) else None
@@ -148,7 +156,7 @@ class Reader(Checker):
             return event, None
         return event, self.key_of(request.id, bytes(raw), account=account, route="event id", field=f"{prefix}/id")
 
-    def idempotency_key(self, request: Request, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
+    def idempotency_key(self, request: Asked, body: bytes, *, account: str, route: str) -> IdempotencyKey | None:
         """The request's idempotency key, if it has one. Raises Problem."""
         key = header(request, b"idempotency-key")
         if key is None:

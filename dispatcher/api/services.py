@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,7 +22,7 @@ class Delivering(Protocol):
 
     def reserve(self, lane: str, size: int) -> bool: ...
     def cancel_reservation(self, lane: str, size: int) -> None: ...
-    def hand_off(self, delivery: LeasedDelivery) -> None: ...
+    def hand_off(self, deliveries: Sequence[LeasedDelivery]) -> None: ...
     def expect(self, count: int) -> None: ...
 
 

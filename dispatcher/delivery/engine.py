@@ -170,10 +170,11 @@ class Engine:
         self._lanes.cancel_reservation(lane, size)
         self._reconsider(self._lanes.get(lane), self._now())
 
-    def hand_off(self, delivery: LeasedDelivery) -> None:
-        """Take a delivery that was committed as leased to this process, on a reserved place."""
-        self._lanes.cancel_reservation(delivery.lane, delivery.size)
-        self._take_in([delivery])
+    def hand_off(self, deliveries: Sequence[LeasedDelivery]) -> None:
+        """Take deliveries that were committed as leased to this process, on reserved places."""
+        for delivery in deliveries:
+            self._lanes.cancel_reservation(delivery.lane, delivery.size)
+        self._take_in(deliveries)
 
     def expect(self, count: int) -> None:
         """Tell that so many deliveries were committed that are not handed off: leasing has to keep up with them."""
@@ -260,7 +261,7 @@ class Engine:
             self._take_in([delivery])
             await asyncio.sleep(gap)
 
-    def _take_in(self, deliveries: list[LeasedDelivery]) -> None:
+    def _take_in(self, deliveries: Sequence[LeasedDelivery]) -> None:
         now = self._now()
         for delivery in self._still_ours(deliveries):
             self._known.add(delivery.id)
@@ -511,7 +512,7 @@ class Engine:
         for lane in self._lanes:
             self._known.difference_update(delivery.id for delivery in self._lanes.empty(lane))
 
-    def _still_ours(self, deliveries: list[LeasedDelivery]) -> list[LeasedDelivery]:
+    def _still_ours(self, deliveries: Sequence[LeasedDelivery]) -> list[LeasedDelivery]:
         """Without those that were leased under a session that ended while they were on their way to us."""
         ours = [delivery for delivery in deliveries if delivery.session == self._store.session]
         if len(ours) < len(deliveries):

@@ -7,11 +7,13 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from dispatcher.serving.http_protocol import HttpProtocol
+from dispatcher.serving.http_protocol import HttpProtocol, Traffic
 
 
 class HttpServer(uvicorn.Server):
@@ -21,7 +23,7 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http=HttpProtocol,
+            http=cast("type[HttpProtocol]", partial(HttpProtocol, traffic=Traffic())),
             ws="none",
             lifespan="on",
             access_log=False,

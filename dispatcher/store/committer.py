@@ -117,7 +117,12 @@ class _Entry:
     __slots__ = ("answer", "item", "since", "then", "weight", "write")
 
     def __init__(
-        self, write: Write[Any, Any], item: Any, weight: int, then: Callable[[Any], None] | None, since: float
+        self,
+        write: Write[Any, Any],
+        item: Any,
+        weight: int,
+        then: Callable[[Any], None] | None,
+        answer: asyncio.Future[Any] | None,
     ) -> None:
         self.write = write
         self.item = item
@@ -125,8 +130,9 @@ class _Entry:
         #: called with the answer, or the exception, before the caller hears of it
         self.then = then
         #: monotonic time
-        self.since = since
-        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.since = monotonic()
+        #: what the caller waits for, where it does
+        self.answer = answer
 
     def resolve(self, answer: Any) -> None:
         if self.then is not None:
@@ -135,7 +141,7 @@ class _Entry:
             except Exception:
                 # It is the caller's; the other callers must hear of their commit all the same.
                 log.exception("commit_callback_failed")
-        if self.answer.done():
+        if self.answer is None or self.answer.done():
             # Whoever waited went away, which cancels this answer and nothing else.
             return
         if isinstance(answer, BaseException):
@@ -204,20 +210,27 @@ class Committer:
 
         Raises StoreUnavailable when nothing was stored, or what the write answered for this item.
         """
-        now = monotonic()
-        entry = _Entry(write, item, weight, then, now)
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._add(_Entry(write, item, weight, then, waiting), patient=patient)
+        return await waiting
+
+    def put(
+        self, write: Write[Item, Answer], item: Item, *, then: Callable[[Answer | Exception], None], weight: int = 1
+    ) -> None:
+        """As `write`, for a caller that `then` is enough for: it may be called before this returns."""
+        self._add(_Entry(write, item, weight, then, None), patient=False)
+
+    def _add(self, entry: _Entry, *, patient: bool) -> None:
         if self._stopping or self._waiting_weight > MAX_WAITING_WEIGHT:
             entry.resolve(StoreUnavailable("too many writes are waiting"))
+            return
+        if patient:
+            self._patient.append(entry)
         else:
-            if patient:
-                self._patient.append(entry)
-            else:
-                self._urgent.append(entry)
-                self._urgent_at = now
-            self._waiting_weight += weight
-            self._wake.set()
-        answer: Answer = await entry.answer
-        return answer
+            self._urgent.append(entry)
+            self._urgent_at = entry.since
+        self._waiting_weight += entry.weight
+        self._wake.set()
 
     def take_waits(self) -> list[float]:
         """How long urgent writes waited for their commit, seconds, since the last call; one of each batch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -15,7 +14,7 @@ from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
 from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
-from dispatcher.store.sealing import seal_callback
+from dispatcher.store.sealing import seal_credentials
 from dispatcher.store.statements import Statement, as_json
 from dispatcher.store.tables import bodies, deliveries, tasks
 from subscriptions.keyring import Keyring
@@ -39,8 +38,7 @@ class Rows(NamedTuple):
     body: tuple[Any, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One request to accept tasks, all or none of them."""
 
     rows: Sequence[Rows]
@@ -53,8 +51,9 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
     """A task as rows."""
     has_body = task.body is not None
     content = task.body or Body(task.payload or b"null", JSON)
-    sealed = seal_callback(keyring, task.callback, account=task.account, task_id=task.id)
-    lane = lane_of(task.account, task.callback.origin)
+    callback = task.callback
+    url, secret, headers = seal_credentials(keyring, callback, account=task.account, task_id=task.id)
+    lane = lane_of(task.account, callback.origin)
     return Rows(
         account=task.account,
         is_done=has_body,
@@ -70,14 +69,12 @@ def rows_of(task: NewTask, keyring: Keyring) -> Rows:
             task.traceparent,
             task.delivery_id,
             *(0, 0, 0),
-            sealed["callback_url"],
-            sealed["callback_secret"],
-            sealed["callback_headers"],
-            sealed["callback_origin"],
-            sealed["callback_fingerprint"],
-            sealed["callback_token"],
-            as_json(sealed["schemes"]),
-            sealed["window_end"],
+            *(url, secret, headers),
+            callback.origin,
+            callback.fingerprint,
+            callback.token,
+            as_json(callback.schemes),
+            callback.window_end,
         ),
         delivery=(
             task.delivery_id,

@@ -152,6 +152,15 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     answer: bytes
 
 
+class Submission(msgspec.Struct, kw_only=True):
+    """One request to accept tasks, all or none of them."""
+
+    tasks: Sequence[NewTask]
+    key: IdempotencyKey | None
+    #: what the caller will be told; kept under the key
+    answer: bytes
+
+
 class LeasedDelivery(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A delivery that this process may send, with all that it takes."""
 

@@ -30,17 +30,25 @@ def outbox_key_place(row: str) -> Place:
     return place("", "private_key", row, table="outbox_keys")
 
 
+def seal_credentials(
+    keyring: Keyring, callback: Callback, *, account: str, task_id: str
+) -> tuple[bytes, bytes | None, bytes | None]:
+    """What of a callback may be a credential: its URL, its secret and its headers."""
+    secret, headers = callback.secret, callback.headers
+    return (
+        keyring.seal(callback.url.reveal(), where=place(account, "callback_url", task_id)),
+        keyring.seal(secret.reveal(), where=place(account, "callback_secret", task_id)) if secret else None,
+        keyring.seal(_encode(headers), where=place(account, "callback_headers", task_id)) if headers else None,
+    )
+
+
 def seal_callback(keyring: Keyring, callback: Callback, *, account: str, task_id: str) -> dict[str, Any]:
     """The columns of `tasks` that hold a callback."""
-    secret, headers = callback.secret, callback.headers
+    url, secret, headers = seal_credentials(keyring, callback, account=account, task_id=task_id)
     return {
-        "callback_url": keyring.seal(callback.url.reveal(), where=place(account, "callback_url", task_id)),
-        "callback_secret": keyring.seal(secret.reveal(), where=place(account, "callback_secret", task_id))
-        if secret
-        else None,
-        "callback_headers": keyring.seal(_encode(headers), where=place(account, "callback_headers", task_id))
-        if headers
-        else None,
+        "callback_url": url,
+        "callback_secret": secret,
+        "callback_headers": headers,
         "callback_origin": callback.origin,
         "callback_fingerprint": callback.fingerprint,
         "callback_token": callback.token,

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar, cast, overload
 from weakref import WeakValueDictionary
 
@@ -48,12 +49,12 @@ from dispatcher.store.records import (
     LaneClaim,
     LeasedBatch,
     LeasedTask,
-    NewTask,
     Published,
     Released,
     Replayed,
     Report,
     Settled,
+    Submission,
     TaskClaim,
     TaskReport,
     TaskSettled,
@@ -66,6 +67,7 @@ from subscriptions.secrets import SigningKey
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+Submitted = TypeVar("Submitted", bound=Submission)
 
 #: times that events are planned before their publisher is told to come back
 PLANS = 5
@@ -159,26 +161,22 @@ class Store:
 
     # Tasks
 
-    async def accept(
-        self,
-        tasks: Sequence[NewTask],
-        *,
-        key: IdempotencyKey | None,
-        answer: bytes,
-        then: Callable[[Replayed | Exception | None], None],
-    ) -> Replayed | None:
-        """Store tasks, all or none. Returns the earlier answer if the key was used before.
+    def accept(
+        self, submissions: Sequence[Submitted], *, then: Callable[[Submitted, Replayed | Exception | None], None]
+    ) -> None:
+        """Have the tasks of these requests stored.
 
-        `then` is called once, with None when these tasks were stored, and with anything else when they were not.
-        Raises Problem when the key belongs to another body.
+        `then` is called once for each: with None when its tasks are on disk; else with the earlier answer to its key,
+        or with why nothing was stored. It may be called before this returns.
         """
-        try:
-            rows = [intake.rows_of(task, self.keyring) for task in tasks]
-        except Exception as exc:
-            then(exc)
-            raise
-        request = intake.Request(rows=rows, key=key, answer=answer)
-        return await self._committer.write(intake.accept, request, weight=len(rows), then=then)
+        for one in submissions:
+            try:
+                rows = [intake.rows_of(task, self.keyring) for task in one.tasks]
+            except Exception as exc:  # noqa: BLE001 - it is this one's, and the others go on
+                then(one, exc)
+                continue
+            request = intake.Request(rows=rows, key=one.key, answer=one.answer)
+            self._committer.put(intake.accept, request, weight=len(rows), then=partial(then, one))
 
     async def earlier_answer(self, key: IdempotencyKey) -> Replayed | None:
         """What an earlier request under this key was answered. Raises Problem when it had another body."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 import uvloop
@@ -35,15 +35,12 @@ from dispatcher.models import Outcome, lane_of
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store, accounts
 from dispatcher.store.accounts import Account
-from dispatcher.store.records import LaneClaim, LeasedDelivery, Report
+from dispatcher.store.records import LaneClaim, LeasedDelivery, Report, Submission
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.load import payload
 from scripts.benchmark.receivers import timing
 from scripts.benchmark.subject import SECRET
 from subscriptions.secrets import Secret
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 #: deliveries that go through all stages
 COUNT = 4_000
@@ -137,9 +134,12 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
 
     with stage("read"):
         read = [reader.task(raw, account=account, trace=None) for raw in posted]
-        accepted = [(task, msgspec.json.encode(described(task, token))) for task, token in read]
+        submitted = [
+            Submission(tasks=[task], key=None, answer=msgspec.json.encode(described(task, token)))
+            for task, token in read
+        ]
     with stage("accept"):
-        await _at_once(accepted, lambda one: store.accept([one[0]], key=None, answer=one[1], then=lambda _answer: None))
+        await _accept(store, submitted)
     leased: list[LeasedDelivery] = []
     with stage("lease"):
         while len(leased) < count:
@@ -174,12 +174,15 @@ async def _sent(leased: Sequence[LeasedDelivery], sender: Sender, account: Accou
     return reports
 
 
-async def _at_once(items: Sequence[Item], work: Callable[[Item], Awaitable[Answer]]) -> list[Answer]:
-    waiting, answers = iter(items), list[Answer]()
+async def _accept(store: Store, submissions: Sequence[Submission]) -> None:
+    """Store them: as many together as there are connections, and the next ones when these are on disk."""
+    for start in range(0, len(submissions), AT_ONCE):
+        together = submissions[start : start + AT_ONCE]
+        stored = asyncio.Semaphore(0)
+        store.accept(together, then=partial(_note, stored))
+        for _ in together:
+            await stored.acquire()
 
-    async def take() -> None:
-        for item in waiting:
-            answers.append(await work(item))
 
-    await asyncio.gather(*(take() for _ in range(AT_ONCE)))
-    return answers
+def _note(stored: asyncio.Semaphore, _one: Submission, _result: object) -> None:
+    stored.release()

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from dispatcher.api.app import Front
+from dispatcher.api.hot import Visit
 from dispatcher.api.reading import read_body
 from dispatcher.serving.http_server import HttpServer
 from tests.support.patience import PROMPTLY
@@ -23,13 +24,14 @@ MANY = 100
 
 
 class Desk:
-    """A server with hot routes of its own."""
+    """A server with hot routes of its own. Those whose path ends in `-together` are taken in rounds."""
 
     def __init__(self) -> None:
         self.answered = 0
         self.arrived = asyncio.Event()
         self.go_on = asyncio.Event()
         self.left = asyncio.Event()
+        self.visits: list[Visit] = []
 
     async def large(self, _request: Request) -> Response:
         self.answered += 1
@@ -47,11 +49,42 @@ class Desk:
         finally:
             self.left.set()
 
+    def take_large(self, visit: Visit) -> None:
+        self.answered += 1
+        visit.answer(Response(LARGE))
+
+    def take_slow(self, visit: Visit) -> None:
+        self.visits.append(visit)
+        self.arrived.set()
+
+    def go_on_together(self) -> None:
+        for visit in self.visits:
+            visit.answer(Response(b"done", status_code=202))
+
+    def take_whole(self, visit: Visit) -> None:
+        asyncio.get_running_loop().call_soon(self._read, visit)
+
+    def _read(self, visit: Visit) -> None:
+        body = visit.whole_body()
+        if body is None:
+            visit.wait()
+        else:
+            visit.answer(Response(body, headers={"at-hand": "yes"}))
+
     @asynccontextmanager
     async def open(self, *, grace: float = PROMPTLY) -> AsyncIterator[tuple[HttpServer, int]]:
         app = FastAPI()
         app.add_route("/plain", self.slow, methods=["POST"])
-        front = Front(app, {"/large": self.large, "/slow": self.slow, "/reading": self.reading})
+        handlers = {"/large": self.large, "/slow": self.slow, "/reading": self.reading}
+        front = Front(
+            app,
+            handlers | {f"{path}-together": handler for path, handler in handlers.items()},
+            together={
+                "/large-together": self.take_large,
+                "/slow-together": self.take_slow,
+                "/reading-together": self.take_whole,
+            },
+        )
         ready = asyncio.Event()
 
         async def on_ready() -> None:
@@ -78,12 +111,13 @@ async def answer(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     return head, await reader.readexactly(length)
 
 
-async def test_a_caller_that_does_not_read_is_answered_no_further() -> None:
+@pytest.mark.parametrize("path", ["/large", "/large-together"])
+async def test_a_caller_that_does_not_read_is_answered_no_further(path: str) -> None:
     """Its answers would else gather in memory."""
     desk = Desk()
     async with desk.open() as (_, port):
         idle, idle_writer = await asyncio.open_connection("127.0.0.1", port, limit=1_000)
-        idle_writer.write(post("/large") * MANY)
+        idle_writer.write(post(path) * MANY)
         other, other_writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(MANY):
             # each has a turn of the loop, as each of the others would
@@ -97,16 +131,18 @@ async def test_a_caller_that_does_not_read_is_answered_no_further() -> None:
             writer.close()
 
 
-async def test_a_stop_waits_for_what_is_under_way_and_closes_its_line() -> None:
+@pytest.mark.parametrize("path", ["/slow", "/slow-together"])
+async def test_a_stop_waits_for_what_is_under_way_and_closes_its_line(path: str) -> None:
     desk = Desk()
     async with desk.open() as (server, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post("/slow"))
+        writer.write(post(path))
         await desk.arrived.wait()
         server.stop()
         while server.server_state.connections and not _refused(port):  # noqa: ASYNC110 - it is what callers see
             await asyncio.sleep(0.01)
         desk.go_on.set()
+        desk.go_on_together()
         head, body = await answer(reader)
         assert (head.partition(b"\r\n")[0], body) == (b"HTTP/1.1 202 Accepted", b"done")
         assert b"\r\nconnection: close\r\n" in head
@@ -114,7 +150,7 @@ async def test_a_stop_waits_for_what_is_under_way_and_closes_its_line() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("path", ["/slow", "/plain"])
+@pytest.mark.parametrize("path", ["/slow", "/slow-together", "/plain"])
 async def test_what_outlasts_a_stop_is_told_to_ask_again(path: str) -> None:
     desk = Desk()
     async with desk.open(grace=1) as (server, port):
@@ -126,6 +162,8 @@ async def test_what_outlasts_a_stop_is_told_to_ask_again(path: str) -> None:
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: " in head
         assert b"with the same Idempotency-Key" in body
+        desk.go_on_together()
+        assert await reader.read() == b"", "what comes after the answer comes too late"
         writer.close()
 
 
@@ -137,6 +175,66 @@ async def test_a_caller_that_leaves_ends_the_wait_for_its_body() -> None:
         await desk.arrived.wait()
         writer.close()
         await desk.left.wait()
+
+
+async def test_a_caller_that_leaves_is_answered_nothing() -> None:
+    desk = Desk()
+    async with desk.open() as (server, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/slow-together", b"whole"))
+        await desk.arrived.wait()
+        [visit] = desk.visits
+        assert visit.whole_body() == b"whole"
+        writer.close()
+        while server.server_state.connections:  # noqa: ASYNC110 - it is what the server sees
+            await asyncio.sleep(0.01)
+        assert visit.whole_body() is None
+        assert server.server_state.tasks, "a stop waits for what is under way, though nobody else does"
+        desk.go_on_together()
+        while server.server_state.tasks:  # noqa: ASYNC110 - it is what a stop sees
+            await asyncio.sleep(0)
+
+
+async def test_a_body_that_is_still_to_come_is_waited_for() -> None:
+    desk = Desk()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/reading-together", b"whole"))
+        head, body = await answer(reader)
+        assert (b"\r\nat-hand: yes" in head, body) == (True, b"whole")
+        writer.write(post("/reading-together", b"ha", length=4))
+        await desk.arrived.wait()
+        writer.write(b"lf")
+        head, body = await answer(reader)
+        assert (b"\r\nat-hand: yes" in head, body) == (False, b"half")
+        writer.write(post("/reading-together", b"next"))
+        assert (await answer(reader))[1] == b"next"
+        writer.close()
+
+
+async def test_requests_of_all_kinds_are_answered_in_their_order() -> None:
+    desk = Desk()
+    desk.go_on.set()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        paths = ["/reading-together", "/reading", "/nowhere", "/reading-together?query", "/plain"]
+        writer.write(b"".join(post(path, b"%d" % n) for n, path in enumerate(paths)))
+        bodies = [(await answer(reader))[1] for _ in paths]
+        assert [body for body in bodies if len(body) == 1] == [b"0", b"1", b"3"]
+        assert bodies[4] == b"done"
+        writer.close()
+
+
+async def test_what_is_no_http_harms_only_its_own_line() -> None:
+    desk = Desk()
+    async with desk.open() as (_, port):
+        lines = [await asyncio.open_connection("127.0.0.1", port) for _ in range(6)]
+        for number, (_, writer) in enumerate(lines):
+            writer.write(b"\x00\r\n\r\n" if number % 2 else post("/reading-together", b"good"))
+        for number, (reader, writer) in enumerate(lines):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 " if number % 2 else b"HTTP/1.1 200 ")
+            writer.close()
 
 
 @pytest.mark.parametrize("name", ["date", "content-length"])

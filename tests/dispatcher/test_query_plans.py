@@ -135,7 +135,7 @@ async def exercise(store: Store) -> None:
     task, other, cancelled, moved = new_task(), new_task(), new_task(), new_task()
     work = [new_task(task_type="slow") for _ in range(4)]
     key = IdempotencyKey(account=ACCOUNT, route="r", key="k", fingerprint=b"0" * 32)
-    await store.accept([task], key=key, answer=b"{}", then=lambda _result: None)
+    await accept(store, task, key=key)
     await accept(store, other, cancelled, moved, *work, new_task(window_end=int(time.time() * 1000) - 1))
     await accept(store, new_task(window_end=int(time.time() * 1000) - 1, task_type="slow"))
     await store.due_lanes(after="", limit=10)

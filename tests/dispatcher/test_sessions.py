@@ -90,15 +90,15 @@ async def test_what_was_leased_under_it_is_not_sent_under_the_next(
     """Whether it was still on its way from its commit, or just about to be sent."""
     lost = await process.leased(receiver)
     if was_taken_in:
-        process.engine.hand_off(lost)
+        process.engine.hand_off([lost])
         # It has its turn, and waits for its account.
         await asyncio.sleep(0)
     await process.lose_session()
     if not was_taken_in:
-        process.engine.hand_off(lost)
+        process.engine.hand_off([lost])
     process.accounts.gate.set()
     with Receiver() as other:
-        process.engine.hand_off(await process.leased(other))
+        process.engine.hand_off([await process.leased(other)])
         await asyncio.to_thread(other.wait_for, 1)
         await process.engine.settled()
     assert receiver.received == []

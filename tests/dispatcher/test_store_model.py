@@ -60,6 +60,7 @@ from tests.support.store_model import Model, Refused, Source, Task
 from tests.support.stores import (
     ACCOUNT,
     Home,
+    accept,
     delivery_rows,
     draft,
     new_event,
@@ -311,7 +312,7 @@ class Machine(RuleBasedStateMachine):
         )
         made = replace(made, id=self._old_id())
         once = None if key is None else IdempotencyKey(account=ACCOUNT, route="/tasks", key=key, fingerprint=body)
-        storing = worker.store.accept([made], key=once, answer=made.id.encode(), then=lambda _result: None)
+        storing = accept(worker.store, made, key=once, answer=made.id.encode())
 
         def expected(_: object) -> bytes | None:
             earlier = self.model.earlier(key, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -34,6 +35,7 @@ from dispatcher.store.records import (
     Replayed,
     Report,
     Settled,
+    Submission,
 )
 from dispatcher.store.rosters import Roster
 from dispatcher.store.subscribing import Who
@@ -119,9 +121,20 @@ def new_task(
     )
 
 
-async def accept(store: Store, *tasks: NewTask) -> Replayed | None:
+async def accept(
+    store: Store, *tasks: NewTask, key: IdempotencyKey | None = None, answer: bytes = b"{}"
+) -> Replayed | None:
     """Store tasks by one request."""
-    return await store.accept(tasks, key=None, answer=b"{}", then=lambda _result: None)
+    waiting: asyncio.Future[Replayed | None] = asyncio.get_running_loop().create_future()
+
+    def then(_submission: Submission, result: Replayed | Exception | None) -> None:
+        if isinstance(result, Exception):
+            waiting.set_exception(result)
+        else:
+            waiting.set_result(result)
+
+    store.accept([Submission(tasks=tasks, key=key, answer=answer)], then=then)
+    return await waiting
 
 
 async def lease(store: Store, limit: int = 10, lane: str = LANE) -> list[LeasedDelivery]:
