@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from dispatcher.api.app import Front
@@ -40,12 +41,18 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Have it parsed with what comes on other connections."""
         self._unset_keepalive_if_required()
+        if len(data) > HIGH_WATER_LIMIT:
+            # Until that is parsed, and says whether it is wanted, the kernel keeps what follows.
+            self.transport.pause_reading()
         self.traffic.arrived.join((self, data))
 
     def parse(self, data: bytes) -> None:
         """Parse what came, unless the connection was closed since."""
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if len(data) > HIGH_WATER_LIMIT:
+            self.transport.resume_reading()
+        super().data_received(data)
 
     def on_headers_complete(self) -> None:
         """Uvicorn's, but for the requests of hot routes."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,33 @@ def test_requests_that_come_together_are_answered_in_their_order(client: httpx.C
         line.send(task + account + broken + task + head_of(client, "GET /healthz", b"Connection: close"))
         statuses = [head[:3] for head in line.heard_to_the_end().split(b"HTTP/1.1 ")[1:]]
     assert statuses == [b"202", b"200", b"422", b"202", b"200"]
+
+
+def test_each_of_many_that_come_together_has_its_own_answer(client: httpx.Client, receiver: Receiver) -> None:
+    good = body_of(receiver)
+    same = (b"Idempotency-Key: together",)
+    cases: list[tuple[bytes, tuple[bytes, ...], bytes]] = [
+        (good, (), b"202"),
+        (b"{", (), b"422"),
+        (b"[" * 100_000, (), b"422"),
+        (b'{"callback_url": "https://user@x.example/", "payload": 1}', (), b"422"),
+        (good, (b"Authorization: Basic eDp5",), b"401"),
+        (good, (b"Authorization: Bearer eyJ",), b"401"),
+        (good, (b"Idempotency-Key: \xff",), b"422"),
+        *[(good, same, b"202")] * 3,
+        (b"{", same, b"422"),
+    ] * 3
+    with ExitStack() as stack:
+        lines = [stack.enter_context(Line(client)) for _ in cases]
+        for line, (body, headers, _) in zip(lines, cases, strict=True):
+            length = b"Content-Length: %d\r\n" % len(body)
+            own = b"".join(header + b"\r\n" for header in headers)
+            # of two headers the first one counts
+            line.send(b"POST /tasks HTTP/1.1\r\n" + own + length + head_of(client, "").partition(b"\r\n")[2] + body)
+        heads = [line.heard(b"\r\n\r\n") for line in lines]
+    assert [head[9:12] for head in heads] == [status for _, _, status in cases]
+    keyed = [head for head, case in zip(heads, cases, strict=True) if case[1:] == (same, b"202")]
+    assert [b"\r\nidempotency-replayed: true" in head for head in keyed].count(False) == 1
 
 
 @pytest.mark.parametrize(("version", "header"), [("HTTP/1.1", b"Connection: close"), ("HTTP/1.0", b"Accept: */*")])

@@ -49,6 +49,9 @@ class Desk:
         finally:
             self.left.set()
 
+    async def echo(self, request: Request) -> Response:
+        return Response(await read_body(request, limit=100 * len(LARGE)))
+
     def take_large(self, visit: Visit) -> None:
         self.answered += 1
         visit.answer(Response(LARGE))
@@ -75,7 +78,7 @@ class Desk:
     async def open(self, *, grace: float = PROMPTLY) -> AsyncIterator[tuple[HttpServer, int]]:
         app = FastAPI()
         app.add_route("/plain", self.slow, methods=["POST"])
-        handlers = {"/large": self.large, "/slow": self.slow, "/reading": self.reading}
+        handlers = {"/large": self.large, "/slow": self.slow, "/reading": self.reading, "/echo": self.echo}
         front = Front(
             app,
             handlers | {f"{path}-together": handler for path, handler in handlers.items()},
@@ -209,6 +212,16 @@ async def test_a_body_that_is_still_to_come_is_waited_for() -> None:
         assert (b"\r\nat-hand: yes" in head, body) == (False, b"half")
         writer.write(post("/reading-together", b"next"))
         assert (await answer(reader))[1] == b"next"
+        writer.close()
+
+
+async def test_a_large_body_is_read_to_its_end() -> None:
+    desk = Desk()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(3):
+            writer.write(post("/echo", 20 * LARGE))
+            assert (await answer(reader))[1] == 20 * LARGE
         writer.close()
 
 

@@ -262,11 +262,13 @@ def _watch_store(fuse: Fuse) -> None:
     """Stages that lie right before a write, or right after its commit."""
 
     def accept(original: Any) -> Any:
-        async def watched(self: Store, tasks: Sequence[Any], **kwargs: Any) -> Any:
-            replayed = await original(self, tasks, **kwargs)
-            if replayed is None:
-                fuse.passes(Stage.ACCEPTED, tasks=[task.id for task in tasks])
-            return replayed
+        def watched(self: Store, submissions: Sequence[Any], *, then: Callable[[Any, Any], None]) -> None:
+            def told(submission: Any, result: Any) -> None:
+                if result is None:
+                    fuse.passes(Stage.ACCEPTED, tasks=[task.id for task in submission.tasks])
+                then(submission, result)
+
+            original(self, submissions, then=told)
 
         return watched
 
