@@ -10,10 +10,11 @@ import sqlalchemy as sa
 
 from dispatcher.bodies import JSON, Body
 from dispatcher.errors import Problem
-from dispatcher.models import DeliveryState, TaskState, lane_of
+from dispatcher.models import DeliveryKind, DeliveryState, TaskState, lane_of
 from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
+from dispatcher.store.leases import Leased
 from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
 from dispatcher.store.sealing import seal_callback
 from dispatcher.store.statements import Statement, as_json
@@ -37,6 +38,19 @@ class Rows(NamedTuple):
     task: tuple[Any, ...]
     delivery: tuple[Any, ...]
     body: tuple[Any, ...]
+
+    def leased(self, session: str) -> Leased:
+        """Its delivery, where that is leased from the start."""
+        delivery_id, task_id, kind = self.delivery[0], self.task[0], DeliveryKind.MESSAGE.value
+        return Leased(
+            *(_LEASED, 1, session, delivery_id, self.account, task_id, None, kind, self.lane),
+            window_end=self.task[_WINDOW_END],
+            callback_origin=self.task[_CALLBACK_ORIGIN],
+        )
+
+
+#: where in a task's values these stand
+_CALLBACK_ORIGIN, _WINDOW_END = -5, -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,3 +168,6 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
         (_BODY, [row.body for row in rows]),
     )
     tx.counts.update((row.account, ledger.ACCEPTED) for row in rows)
+    for row in rows:
+        if row.is_handed_off:
+            tx.leases.remember(row.leased(session))

@@ -20,6 +20,7 @@ from dispatcher.store import endpoints, holding, lanewise, pacing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
 from dispatcher.store.endpoints import Endpoints, Stamp
+from dispatcher.store.leases import Leased
 from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
 from dispatcher.store.statements import Row, Statement, among, as_read
@@ -100,36 +101,62 @@ _LEASE = Statement(
 class _DueMessage(NamedTuple):
     """A delivery to a subscription that is due, with what it takes to send it."""
 
+    # as `Leased` has them
+    state: str
+    attempt: int
+    session: str | None
     id: str
     account: str
     source_id: str
     subscription_id: str
     kind: str
-    wire_id: str
     lane: str
-    state: str
-    attempt: int
+    mark: str | None
+    failures: int
+    last_outcome: str | None
+    repeats: int
     seq: int | None
     order_key: str | None
+    refused: bool
     other_secret: bool
+    # and what it takes to send it
+    wire_id: str
     type: str
     traceparent: str | None
     content: bytes
     content_type: str
     headers: str | None
 
+    def leased(self, session: str) -> Leased:
+        """What it is once it is leased."""
+        return Leased(DeliveryState.LEASED.value, self.attempt + 1, session, *self[3:17])
+
 
 class _DueCallback(NamedTuple):
     """A delivery to a callback that is due, with what it takes to send it."""
 
+    # as `Leased` has them
+    state: str
+    attempt: int
+    session: str | None
     id: str
     account: str
     source_id: str
+    subscription_id: None
     kind: str
-    wire_id: str
     lane: str
-    attempt: int
+    mark: str | None
+    failures: int
+    last_outcome: str | None
+    repeats: int
+    seq: int | None
+    order_key: str | None
+    refused: bool
     other_secret: bool
+    window_end: int | None
+    callback_origin: str
+    # and what it takes to send it
+    wire_id: str
     type: str
     traceparent: str | None
     content: bytes
@@ -138,11 +165,13 @@ class _DueCallback(NamedTuple):
     callback_url: bytes | None
     callback_secret: bytes | None
     callback_headers: bytes | None
-    callback_origin: str
     callback_fingerprint: str
     callback_token: str
     schemes: str | None
-    window_end: int | None
+
+    def leased(self, session: str) -> Leased:
+        """What it is once it is leased."""
+        return Leased(DeliveryState.LEASED.value, self.attempt + 1, session, *self[3:19])
 
     def is_over(self, now: int) -> bool:
         """Whether its window has ended."""
@@ -195,12 +224,14 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
 def _leased(
     tx: Transaction, row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0
 ) -> LeasedDelivery:
+    lease = row.leased(tx.session)
+    tx.leases.remember(lease)
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
         account=row.account,
         lane=row.lane,
-        attempt=row.attempt + 1,
+        attempt=lease.attempt,
         session=tx.session,
         event=row.type,
         endpoint=endpoint,

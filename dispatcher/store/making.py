@@ -15,6 +15,7 @@ from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, lane_of, pi
 from dispatcher.store import endpoints, holding, ledger, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import count_held
+from dispatcher.store.leases import Leased
 from dispatcher.store.statements import Statement
 from dispatcher.store.tables import deliveries
 from subscriptions.models import SubscriptionState
@@ -97,6 +98,8 @@ class _Batch:
             elif not target.is_plain:
                 self._fit(row, standing, making.ordering_key)
             self._rows.append(row)
+            if target.handed_off is not None:
+                self._tx.leases.remember(Leased(*_lease(row)))
             made.ids.append(row["id"])
             if row["seq"] is not None:
                 self._ordered.append(row)
@@ -190,3 +193,7 @@ _COLUMNS = (
 )  # fmt: skip
 _values = itemgetter(*_COLUMNS)
 _DELIVERY = Statement(sa.insert(deliveries), *_COLUMNS)
+#: and, where it is handed off, what `Leased` begins with
+_lease = itemgetter(
+    "state", "attempt", "session", "id", "account", "source_id", "subscription_id", "kind", "lane"
+)  # fmt: skip

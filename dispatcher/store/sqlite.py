@@ -18,8 +18,8 @@ import aiosqlite
 Parts = Sequence[tuple[str, Sequence[Any]]]
 #: what follows from the rows of the steps before it; called in the connection's thread
 Following = Callable[[list[list[Any]]], Parts]
-#: looks at rows, in the connection's thread
-Check = Callable[[list[Any]], None]
+#: is told how many rows a statement changed or found, in the connection's thread
+Check = Callable[[int], None]
 
 #: statements that stay prepared: one with many rows takes as long to prepare as to execute
 PREPARED = 512
@@ -66,7 +66,7 @@ class Connection(aiosqlite.Connection):
     def leave(self, steps: Sequence[Parts], check: Check | None = None) -> None:
         """Execute statements with what is executed next, before it: with COMMIT, if nothing else is.
 
-        `check` is called with the rows of the last one, and stops what follows by what it raises.
+        `check` is told how many rows the last one changed or found, and stops what follows by what it raises.
         """
         self._before += [(parts, None) for parts in steps[:-1]]
         self._before += [(parts, check) for parts in steps[-1:]]
@@ -131,10 +131,13 @@ class Connection(aiosqlite.Connection):
 
 def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Parts, Check | None]]) -> None:
     for parts, check in steps:
+        count = 0
         for sql, values in parts:
             cursor.execute(sql, values)
+            if check is not None:
+                count += len(cursor.fetchall()) if cursor.description else cursor.rowcount
         if check is not None:
-            check(cursor.fetchall())
+            check(count)
 
 
 class _Done:

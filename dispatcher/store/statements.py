@@ -201,14 +201,17 @@ async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
 async def leave(connection: AsyncConnection, *steps: Step, check: Check | None = None) -> None:
     """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT.
 
-    `check` is called with the rows of the last one, and stops what follows by what it raises.
+    `check` is told how many rows the last one changed or found, and stops what follows by what it raises.
     """
     if connection.dialect.name == "sqlite":
         driver_of(connection).leave(_parts(connection, steps), check)
         return
-    answers = await run(connection, *steps)
-    if check is not None:
-        check(answers[-1])
+    if check is None:
+        await run(connection, *steps)
+        return
+    *before, (statement, rows) = steps
+    await run(connection, *before)
+    check(await _count(connection, statement.prepared(connection.dialect), rows))
 
 
 def driver_of(connection: AsyncConnection) -> Any:
@@ -232,3 +235,11 @@ async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[
     if rows:
         await connection.exec_driver_sql(statement.sql, rows)
     return []
+
+
+async def _count(connection: AsyncConnection, statement: Prepared, rows: Sequence[Row] | Following) -> int:
+    """Execute a statement with each row; how many rows of the database it changed or found."""
+    if callable(rows):
+        raise TypeError("what is checked follows from nothing")
+    counts = [(await connection.exec_driver_sql(statement.sql, tuple(row))).rowcount for row in statement.rows(rows)]
+    return sum(counts)

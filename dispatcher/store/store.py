@@ -140,6 +140,7 @@ class Store:
         self._committer.session = await sessions.open_session(
             self.database, ttl=self._session_ttl, alone=False, role=self._role
         )
+        self._committer.leases.clear()
 
     @property
     def session(self) -> str:
