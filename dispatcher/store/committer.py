@@ -85,7 +85,8 @@ class Transaction:
     async def leave(self, *steps: Step, check: Check | None = None) -> None:
         """Execute statements whose rows nobody waits for, before whatever is executed next: not within a `part`.
 
-        `check` is told how many rows the last one changed or found, and undoes the batch by what it raises.
+        `check` is told how many rows the last one changed or found, and which it found; what it raises undoes the
+        batch. It has been told when the caller is answered, on SQLite no sooner.
         """
         await leave(self.connection, *steps, check=check)
 

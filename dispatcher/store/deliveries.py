@@ -28,12 +28,15 @@ async def leased_rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Leased]:
         return {}
     tx.leases.forget(ids)
     [rows] = await tx.run((_LEASED, [(ids,)]))
-    return {row.id: row for row in map(Leased._make, rows)}
+    return {row.id: row for row in (Leased(*values) for values in rows)}
 
 
 _LEASED = Statement(
     sa.select(
-        *((tasks if name in {"window_end", "callback_origin"} else deliveries).c[name] for name in Leased._fields)
+        *(
+            (tasks if name in {"window_end", "callback_origin"} else deliveries).c[name]
+            for name in Leased.__struct_fields__
+        )
     )
     .select_from(deliveries.outerjoin(tasks, tasks.c.id == deliveries.c.source_id))
     .where(among(deliveries.c.id, "ids"), deliveries.c.state == DeliveryState.LEASED.value)

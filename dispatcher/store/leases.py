@@ -8,14 +8,15 @@ its session or its attempt. So what is decided on what is known here is written 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+import msgspec
 
 #: leases that are remembered; more than a process ever holds
 MAX_REMEMBERED = 200_000
 
 
-class Leased(NamedTuple):
-    """A leased delivery, with what of its task matters to it."""
+class Leased(msgspec.Struct, frozen=True, gc=False):
+    """A leased delivery, with what of its task matters to it: the values of a row, in its order."""
 
     # what leasing sets stands first
     state: str

@@ -73,11 +73,13 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
         by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
         messages = [by_id[id_] for id_, _ in found if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
-    [_, first_due] = await tx.run(
+    next_due: dict[str, float | None] = {}
+    await tx.leave(
         (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []),
         lanewise.first_due(dialect, [claim.lane for claim in request.lanes]),
+        check=lambda _, rows: next_due.update(_seconds_until(rows, tx.now)),
     )
-    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now), closed=closed)
+    return LeasedBatch(deliveries=leased, next_due=next_due, closed=closed)
 
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:

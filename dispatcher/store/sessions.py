@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from importlib.metadata import version
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -69,12 +70,12 @@ async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> i
         await leave(connection, step, check=_must_be_there)
         return time.time_ns() // 1_000_000
     [marked] = await run(connection, step)
-    _must_be_there(len(marked))
+    _must_be_there(len(marked), marked)
     now: int = marked[0][0]
     return now
 
 
-def _must_be_there(marked: int) -> None:
+def _must_be_there(marked: int, _rows: list[Any]) -> None:
     if not marked:
         raise StoreUnavailable("the session of this process is over")
 

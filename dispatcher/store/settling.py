@@ -308,7 +308,7 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
         elif state is DeliveryState.HELD and row.subscription_id is not None:
             held[row.subscription_id] += 1
 
-    def must_be_all(settled: int) -> None:
+    def must_be_all(settled: int, _rows: list[Any]) -> None:
         if settled != len(outcomes):
             raise StoreContended("a lease is no longer as it was taken")
 

@@ -201,7 +201,7 @@ async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
 async def leave(connection: AsyncConnection, *steps: Step, check: Check | None = None) -> None:
     """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT.
 
-    `check` is told how many rows the last one changed or found, and stops what follows by what it raises.
+    `check` is told how many rows the last one changed or found, and which it found; what it raises stops what follows.
     """
     if connection.dialect.name == "sqlite":
         driver_of(connection).leave(_parts(connection, steps), check)
@@ -209,9 +209,9 @@ async def leave(connection: AsyncConnection, *steps: Step, check: Check | None =
     if check is None:
         await run(connection, *steps)
         return
-    *before, (statement, rows) = steps
+    *before, last = steps
     await run(connection, *before)
-    check(await _count(connection, statement.prepared(connection.dialect), rows))
+    check(*await _seen(connection, last))
 
 
 def driver_of(connection: AsyncConnection) -> Any:
@@ -237,9 +237,12 @@ async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[
     return []
 
 
-async def _count(connection: AsyncConnection, statement: Prepared, rows: Sequence[Row] | Following) -> int:
-    """Execute a statement with each row; how many rows of the database it changed or found."""
-    if callable(rows):
-        raise TypeError("what is checked follows from nothing")
-    counts = [(await connection.exec_driver_sql(statement.sql, tuple(row))).rowcount for row in statement.rows(rows)]
-    return sum(counts)
+async def _seen(connection: AsyncConnection, step: Step) -> tuple[int, list[Any]]:
+    """Execute a statement with each row; how many rows of the database it changed or found, and which it found."""
+    statement, rows = step
+    prepared = statement.prepared(connection.dialect)
+    if prepared.returns_rows or callable(rows):
+        [found] = await run(connection, step)
+        return len(found), found
+    changed = [(await connection.exec_driver_sql(prepared.sql, tuple(row))).rowcount for row in prepared.rows(rows)]
+    return sum(changed), []

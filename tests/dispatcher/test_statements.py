@@ -245,10 +245,10 @@ async def test_what_is_left_fails_before_commit(database: Database) -> None:
 
 
 async def test_who_checks_the_rows_stops_what_follows(database: Database) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, list[Any]]] = []
 
-    def check(count: int) -> None:
-        seen.append(count)
+    def check(count: int, rows: list[Any]) -> None:
+        seen.append((count, rows))
         if count > 1:
             raise LookupError
 
@@ -266,7 +266,7 @@ async def test_who_checks_the_rows_stops_what_follows(database: Database) -> Non
         await write("c", found, [()])
     with pytest.raises(LookupError):
         await write("d", rename, [("x",), ("y",)])
-    assert seen == [0, 1, 2, 4]
+    assert seen == [(0, []), (1, [("a",)]), (2, [("a",), ("b",)]), (4, [])]
     assert await ids(database) == ["a", "b"]
 
 
