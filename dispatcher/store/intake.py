@@ -24,6 +24,7 @@ from subscriptions.keyring import Keyring
 # As the columns have them; asking an enum each time costs more than to insert it.
 _QUEUED, _SUCCEEDED = TaskState.QUEUED.value, TaskState.SUCCEEDED.value
 _PENDING, _LEASED = DeliveryState.PENDING.value, DeliveryState.LEASED.value
+_MESSAGE = DeliveryKind.MESSAGE.value
 
 
 class Rows(NamedTuple):
@@ -41,9 +42,16 @@ class Rows(NamedTuple):
 
     def leased(self, session: str) -> Leased:
         """Its delivery, where that is leased from the start."""
-        delivery_id, task_id, kind = self.delivery[0], self.task[0], DeliveryKind.MESSAGE.value
         return Leased(
-            *(_LEASED, 1, session, delivery_id, self.account, task_id, None, kind, self.lane),
+            state=_LEASED,
+            attempt=1,
+            session=session,
+            id=self.delivery[0],
+            account=self.account,
+            source_id=self.task[0],
+            subscription_id=None,
+            kind=_MESSAGE,
+            lane=self.lane,
             window_end=self.task[_WINDOW_END],
             callback_origin=self.task[_CALLBACK_ORIGIN],
         )

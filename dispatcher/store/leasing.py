@@ -19,7 +19,7 @@ from dispatcher.models import DeliveryKind, DeliveryState
 from dispatcher.store import endpoints, holding, lanewise, pacing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
-from dispatcher.store.endpoints import Endpoints, Stamp
+from dispatcher.store.endpoints import Endpoints, Stamp, Standing
 from dispatcher.store.leases import Leased
 from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
@@ -29,6 +29,10 @@ from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Subscription, SubscriptionState
 
 log = structlog.get_logger(__name__)
+
+# As the columns have them; asking an enum each time costs more than to look here.
+_LEASED = DeliveryState.LEASED.value
+_KINDS = {kind.value: kind for kind in DeliveryKind}
 
 _decode = msgspec.json.decode
 _decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
@@ -101,19 +105,17 @@ _LEASE = Statement(
 
 
 class _DueMessage(NamedTuple):
-    """A delivery to a subscription that is due, with what it takes to send it."""
+    """A delivery to a subscription that is due, with what it takes to send it and to settle it."""
 
-    # as `Leased` has them
-    state: str
-    attempt: int
-    session: str | None
     id: str
     account: str
     source_id: str
     subscription_id: str
     kind: str
+    wire_id: str
     lane: str
-    mark: str | None
+    state: str
+    attempt: int
     failures: int
     last_outcome: str | None
     repeats: int
@@ -121,8 +123,6 @@ class _DueMessage(NamedTuple):
     order_key: str | None
     refused: bool
     other_secret: bool
-    # and what it takes to send it
-    wire_id: str
     type: str
     traceparent: str | None
     content: bytes
@@ -131,34 +131,40 @@ class _DueMessage(NamedTuple):
 
     def leased(self, session: str) -> Leased:
         """What it is once it is leased."""
-        return Leased(DeliveryState.LEASED.value, self.attempt + 1, session, *self[3:17])
+        return Leased(
+            state=_LEASED,
+            attempt=self.attempt + 1,
+            session=session,
+            id=self.id,
+            account=self.account,
+            source_id=self.source_id,
+            subscription_id=self.subscription_id,
+            kind=self.kind,
+            lane=self.lane,
+            failures=self.failures,
+            last_outcome=self.last_outcome,
+            repeats=self.repeats,
+            seq=self.seq,
+            order_key=self.order_key,
+            refused=self.refused,
+            other_secret=self.other_secret,
+        )
 
 
 class _DueCallback(NamedTuple):
-    """A delivery to a callback that is due, with what it takes to send it."""
+    """A delivery to a callback that is due, with what it takes to send it and to settle it."""
 
-    # as `Leased` has them
-    state: str
-    attempt: int
-    session: str | None
     id: str
     account: str
     source_id: str
-    subscription_id: None
     kind: str
+    wire_id: str
     lane: str
-    mark: str | None
+    attempt: int
     failures: int
     last_outcome: str | None
     repeats: int
-    seq: int | None
-    order_key: str | None
-    refused: bool
     other_secret: bool
-    window_end: int | None
-    callback_origin: str
-    # and what it takes to send it
-    wire_id: str
     type: str
     traceparent: str | None
     content: bytes
@@ -167,13 +173,31 @@ class _DueCallback(NamedTuple):
     callback_url: bytes | None
     callback_secret: bytes | None
     callback_headers: bytes | None
+    callback_origin: str
     callback_fingerprint: str
     callback_token: str
     schemes: str | None
+    window_end: int | None
 
     def leased(self, session: str) -> Leased:
         """What it is once it is leased."""
-        return Leased(DeliveryState.LEASED.value, self.attempt + 1, session, *self[3:19])
+        return Leased(
+            state=_LEASED,
+            attempt=self.attempt + 1,
+            session=session,
+            id=self.id,
+            account=self.account,
+            source_id=self.source_id,
+            subscription_id=None,
+            kind=self.kind,
+            lane=self.lane,
+            failures=self.failures,
+            last_outcome=self.last_outcome,
+            repeats=self.repeats,
+            other_secret=self.other_secret,
+            window_end=self.window_end,
+            callback_origin=self.callback_origin,
+        )
 
     def is_over(self, now: int) -> bool:
         """Whether its window has ended."""
@@ -239,7 +263,7 @@ def _leased(
         endpoint=endpoint,
         body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
         traceparent=row.traceparent,
-        kind=DeliveryKind(row.kind),
+        kind=_KINDS[row.kind],
         other_secret=bool(row.other_secret),
         not_before=not_before,
     )
@@ -249,11 +273,12 @@ def _leased(
 
 
 async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Keyring) -> list[LeasedDelivery]:
-    await _expire(tx, [row for row in rows if row.is_over(tx.now)])
+    over = [row for row in rows if row.is_over(tx.now)]
+    if over:
+        await _expire(tx, over)
+        rows = [row for row in rows if not row.is_over(tx.now)]
     opened: list[LeasedDelivery] = []
     for row in rows:
-        if row.is_over(tx.now):
-            continue
         try:
             callback = open_callback(keyring, row.callback(), account=row.account, task_id=row.source_id)
         except KeyringError:
@@ -264,8 +289,6 @@ async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Key
 
 
 async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
-    if not rows:
-        return
     await tx.connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.id.in_([row.id for row in rows]))
@@ -297,7 +320,7 @@ async def _messages(
 
 
 async def _places(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], closed: dict[str, float]
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing], closed: dict[str, float]
 ) -> dict[str, float]:
     """When each of those may be sent that have a place in a pace, by our monotonic clock."""
     paced: dict[str, list[_DueMessage]] = {}
@@ -318,7 +341,7 @@ async def _places(
 
 
 async def _opened(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], known: Endpoints
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing], known: Endpoints
 ) -> dict[str, Subscription]:
     wanted = {row.subscription_id for row in rows}
     with contextlib.suppress(KeyringError):
@@ -336,7 +359,7 @@ async def _opened(
 
 
 async def _without_those_that_stay(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping]
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing]
 ) -> list[_DueMessage]:
     """Those that may be sent. What a disabled subscription would get is held, and of a deleted one cancelled."""
     going: list[_DueMessage] = []

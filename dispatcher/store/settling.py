@@ -189,7 +189,7 @@ def _mark(report: Report, row: Leased, standing: _Standing | None) -> Mark | Non
 class _Standing:
     """A subscription while its deliveries are settled, one after the other."""
 
-    def __init__(self, row: sa.RowMapping) -> None:
+    def __init__(self, row: endpoints.Standing) -> None:
         self.row = row
         self.is_disabled = row["state"] != SubscriptionState.ACTIVE
         self.is_deleted = row["state"] == SubscriptionState.DELETED
