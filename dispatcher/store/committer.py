@@ -30,7 +30,9 @@ from dispatcher.ids import new_id
 from dispatcher.store import ledger, sessions
 from dispatcher.store.clock import DatabaseClock
 from dispatcher.store.database import Database
+from dispatcher.store.leases import Leases
 from dispatcher.store.news import News, tell_others
+from dispatcher.store.sqlite import Check
 from dispatcher.store.statements import Step, leave, run
 
 log = structlog.get_logger(__name__)
@@ -73,14 +75,20 @@ class Transaction:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     #: what it leaves to be done
     news: News = field(default_factory=News)
+    #: what this process remembers of its leases
+    leases: Leases = field(default_factory=Leases)
 
     async def run(self, *steps: Step) -> list[list[Any]]:
         """Execute statements of the hot path together, in this order. Answers the rows of each, as tuples."""
         return await run(self.connection, *steps)
 
-    async def leave(self, *steps: Step) -> None:
-        """Execute statements whose rows nobody waits for, before whatever is executed next: not within a `part`."""
-        await leave(self.connection, *steps)
+    async def leave(self, *steps: Step, check: Check | None = None) -> None:
+        """Execute statements whose rows nobody waits for, before whatever is executed next: not within a `part`.
+
+        `check` is told how many rows the last one changed or found, and which it found; what it raises undoes the
+        batch. It has been told when the caller is answered, on SQLite no sooner.
+        """
+        await leave(self.connection, *steps, check=check)
 
     @asynccontextmanager
     async def part(self) -> AsyncIterator[None]:
@@ -159,6 +167,7 @@ class Committer:
         self._database = database
         self.session = session
         self.clock = DatabaseClock()
+        self.leases = Leases()
         #: told what each commit leaves to be done
         self.on_news: Callable[[News], None] = lambda _news: None
         #: what somebody waits for, and what can wait for them
@@ -345,7 +354,14 @@ class Committer:
                 asked = monotonic()
                 now = await sessions.mark_batch(connection, session, batch_id)
                 self.clock.learn(now, asked=asked)
-                tx = Transaction(connection=connection, now=now, clock=monotonic(), session=session, news=news)
+                tx = Transaction(
+                    connection=connection,
+                    now=now,
+                    clock=monotonic(),
+                    session=session,
+                    news=news,
+                    leases=self.leases,
+                )
                 for write, entries in _by_kind(batch):
                     results = await write(tx, [entry.item for entry in entries])
                     answers.update(zip(entries, results, strict=True))

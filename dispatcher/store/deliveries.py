@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -16,46 +16,27 @@ from msgspec.structs import replace
 from dispatcher.models import DeliveryState, Mark, lane_of
 from dispatcher.store import ledger, ordering
 from dispatcher.store.committer import Transaction
+from dispatcher.store.leases import Leased
 from dispatcher.store.records import Released
 from dispatcher.store.statements import Statement, Step, among
 from dispatcher.store.tables import deliveries, subscriptions, tasks
 
 
-class Leased(NamedTuple):
-    """A leased delivery, with what of its task matters to it."""
-
-    id: str
-    account: str
-    source_id: str
-    subscription_id: str | None
-    kind: str
-    lane: str
-    state: str
-    mark: str | None
-    attempt: int
-    failures: int
-    last_outcome: str | None
-    repeats: int
-    session: str
-    seq: int | None
-    order_key: str | None
-    refused: bool
-    other_secret: bool
-    window_end: int | None
-    callback_origin: str
-
-
 async def leased_rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Leased]:
-    """Leased deliveries by id."""
+    """Leased deliveries by id, as they are now. Their leases are about to end: no more is remembered of them."""
     if not ids:
         return {}
+    tx.leases.forget(ids)
     [rows] = await tx.run((_LEASED, [(ids,)]))
-    return {row[0]: Leased._make(row) for row in rows}
+    return {row.id: row for row in (Leased(*values) for values in rows)}
 
 
 _LEASED = Statement(
     sa.select(
-        *((tasks if name in {"window_end", "callback_origin"} else deliveries).c[name] for name in Leased._fields)
+        *(
+            (tasks if name in {"window_end", "callback_origin"} else deliveries).c[name]
+            for name in Leased.__struct_fields__
+        )
     )
     .select_from(deliveries.outerjoin(tasks, tasks.c.id == deliveries.c.source_id))
     .where(among(deliveries.c.id, "ids"), deliveries.c.state == DeliveryState.LEASED.value)
@@ -66,7 +47,7 @@ _LEASED = Statement(
 
 def lane_after(row: Leased) -> str:
     """The lane where a delivery goes on: that of its callback as it is now, or of its subscription."""
-    if row.subscription_id is not None:
+    if row.callback_origin is None:
         return row.lane
     return lane_of(row.account, row.callback_origin)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from dispatcher.store.statements import Statement, among, run
 from subscriptions import store as subscription_store
 from subscriptions.keyring import Keyring
 from subscriptions.models import Subscription
@@ -16,6 +17,10 @@ from subscriptions.schema import subscriptions
 
 #: subscriptions that are remembered
 MAX_REMEMBERED = 20_000
+
+
+#: a row of `subscriptions`, or what `standing` finds of one
+Standing = Mapping[str, Any] | sa.RowMapping
 
 
 class Stamp(NamedTuple):
@@ -27,7 +32,7 @@ class Stamp(NamedTuple):
     updated_at: int
 
     @classmethod
-    def of(cls, row: sa.RowMapping) -> Stamp:
+    def of(cls, row: Standing) -> Stamp:
         """The stamp of a row of `subscriptions`."""
         return cls(row["id"], row["version"], row["updated_at"])
 
@@ -71,26 +76,22 @@ class Endpoints:
 
 #: what decides about a subscription's deliveries; nothing that is sealed or has to be decoded
 _STANDING = (
-    sa.select(
-        *(
-            subscriptions.c[name]
-            for name in (
-                "id", "account", "version", "updated_at", "operational", "state", "disabled_reason", "movement",
-                "verifying", "then", "refusals", "failures", "failing_since", "disable_after_4xx", "disable_on",
-                "disable_after", "hold_for", "held", "ordering", "on_exhausted", "rate_limit", "body_mode",
-            )
-        )
-    )
-    .where(subscriptions.c.id.in_(sa.bindparam("ids", expanding=True)))
-    .order_by(subscriptions.c.id)
+    "id", "account", "version", "updated_at", "operational", "state", "disabled_reason", "movement", "verifying",
+    "then", "refusals", "failures", "failing_since", "disable_after_4xx", "disable_on", "disable_after", "hold_for",
+    "held", "ordering", "on_exhausted", "rate_limit", "body_mode",
 )  # fmt: skip
-_LOCKED_STANDING = _STANDING.with_for_update()
+_QUERY = (
+    sa.select(*(subscriptions.c[name] for name in _STANDING))
+    .where(among(subscriptions.c.id, "ids"))
+    .order_by(subscriptions.c.id)
+)
+_SEEN, _LOCKED = Statement(_QUERY, "ids"), Statement(_QUERY.with_for_update(), "ids")
 
 
-async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: bool = False) -> dict[str, sa.RowMapping]:
+async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: bool = False) -> dict[str, Standing]:
     """Where subscriptions stand, by id, in one order so that locks never cross; deleted ones too."""
     wanted = sorted(set(ids))
     if not wanted:
         return {}
-    rows = await connection.execute(_LOCKED_STANDING if lock else _STANDING, {"ids": wanted})
-    return {row["id"]: row for row in rows.mappings()}
+    [rows] = await run(connection, (_LOCKED if lock else _SEEN, [(wanted,)]))
+    return {row[0]: dict(zip(_STANDING, row, strict=True)) for row in rows}

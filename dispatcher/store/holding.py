@@ -16,6 +16,7 @@ from dispatcher.models import DeliveryState, Mark, lane_of
 from dispatcher.store import accounts, notices, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import count_held, end
+from dispatcher.store.endpoints import Standing
 from dispatcher.store.notices import Notice, NoticeType
 from dispatcher.store.tables import deliveries, is_behind, is_held, is_live, is_waiting, subscriptions
 from subscriptions.health import DisabledReason
@@ -29,7 +30,7 @@ STEP = 200
 # --- the subscription -------------------------------------------------------------------------------------
 
 
-async def disable(tx: Transaction, row: sa.RowMapping, reason: DisabledReason, *, status: int | None = None) -> None:
+async def disable(tx: Transaction, row: Standing, reason: DisabledReason, *, status: int | None = None) -> None:
     """Disable a subscription, and tell its account. What waits for it will be held."""
     await tx.connection.execute(
         sa.update(subscriptions)
@@ -50,7 +51,7 @@ async def disable(tx: Transaction, row: sa.RowMapping, reason: DisabledReason, *
     await tell(tx, row, NoticeType.DISABLED, detail)
 
 
-async def activate(tx: Transaction, row: sa.RowMapping, *, granted_rate: float | None = None) -> None:
+async def activate(tx: Transaction, row: Standing, *, granted_rate: float | None = None) -> None:
     """Enable a subscription that has just shown that its endpoint is there, and begin to release what is held.
 
     `granted_rate` (requests per second) is the most that its endpoint allows.
@@ -80,9 +81,7 @@ async def activate(tx: Transaction, row: sa.RowMapping, *, granted_rate: float |
     await tell(tx, row, NoticeType.ENABLED, {})
 
 
-async def tell(
-    tx: Transaction, row: sa.RowMapping, type_: NoticeType, detail: dict[str, Any], *, count: int = 1
-) -> None:
+async def tell(tx: Transaction, row: Standing, type_: NoticeType, detail: dict[str, Any], *, count: int = 1) -> None:
     """Note what happened to a subscription. What happens to the operational one is told to nobody."""
     if not row["operational"]:
         notice = Notice(account=row["account"], subscription_id=row["id"], type=type_, detail=detail, count=count)
@@ -92,12 +91,12 @@ async def tell(
 # --- its deliveries, one at a time ------------------------------------------------------------------------
 
 
-def hold_until(row: sa.RowMapping, now: int) -> int:
+def hold_until(row: Standing, now: int) -> int:
     """When a delivery that is held now for this subscription expires."""
     return now + round(float(row["hold_for"]) * 1000)
 
 
-async def hold(tx: Transaction, row: sa.RowMapping, ids: Sequence[str]) -> None:
+async def hold(tx: Transaction, row: Standing, ids: Sequence[str]) -> None:
     """Hold deliveries that wait, or that were about to be leased, for their disabled subscription."""
     if not ids:
         return

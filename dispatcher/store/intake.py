@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from dispatcher.bodies import JSON, Body
 from dispatcher.errors import Problem
-from dispatcher.models import DeliveryState, TaskState, lane_of
+from dispatcher.models import DeliveryKind, DeliveryState, TaskState, lane_of
 from dispatcher.store import ledger
 from dispatcher.store.committer import Transaction
 from dispatcher.store.idempotency import Answers
+from dispatcher.store.leases import Leased
 from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
 from dispatcher.store.sealing import seal_credentials
 from dispatcher.store.statements import Statement, as_json
@@ -22,6 +23,7 @@ from subscriptions.keyring import Keyring
 # As the columns have them; asking an enum each time costs more than to insert it.
 _QUEUED, _SUCCEEDED = TaskState.QUEUED.value, TaskState.SUCCEEDED.value
 _PENDING, _LEASED = DeliveryState.PENDING.value, DeliveryState.LEASED.value
+_MESSAGE = DeliveryKind.MESSAGE.value
 
 
 class Rows(NamedTuple):
@@ -36,6 +38,26 @@ class Rows(NamedTuple):
     task: tuple[Any, ...]
     delivery: tuple[Any, ...]
     body: tuple[Any, ...]
+
+    def leased(self, session: str) -> Leased:
+        """Its delivery, where that is leased from the start."""
+        return Leased(
+            state=_LEASED,
+            attempt=1,
+            session=session,
+            id=self.delivery[0],
+            account=self.account,
+            source_id=self.task[0],
+            subscription_id=None,
+            kind=_MESSAGE,
+            lane=self.lane,
+            window_end=self.task[_WINDOW_END],
+            callback_origin=self.task[_CALLBACK_ORIGIN],
+        )
+
+
+#: where in a task's values these stand
+_CALLBACK_ORIGIN, _WINDOW_END = -5, -1
 
 
 class Request(NamedTuple):
@@ -151,3 +173,6 @@ async def _insert(tx: Transaction, rows: Sequence[Rows]) -> None:
         (_BODY, [row.body for row in rows]),
     )
     tx.counts.update((row.account, ledger.ACCEPTED) for row in rows)
+    for row in rows:
+        if row.is_handed_off:
+            tx.leases.remember(row.leased(session))

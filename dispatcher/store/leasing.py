@@ -19,7 +19,8 @@ from dispatcher.models import DeliveryKind, DeliveryState
 from dispatcher.store import endpoints, holding, lanewise, pacing
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import end, wipe
-from dispatcher.store.endpoints import Endpoints, Stamp
+from dispatcher.store.endpoints import Endpoints, Stamp, Standing
+from dispatcher.store.leases import Leased
 from dispatcher.store.records import Endpoint, LaneClaim, LeasedBatch, LeasedDelivery
 from dispatcher.store.sealing import open_callback
 from dispatcher.store.statements import Row, Statement, among, as_read
@@ -28,6 +29,10 @@ from subscriptions.keyring import Keyring, KeyringError
 from subscriptions.models import Subscription, SubscriptionState
 
 log = structlog.get_logger(__name__)
+
+# As the columns have them; asking an enum each time costs more than to look here.
+_LEASED = DeliveryState.LEASED.value
+_KINDS = {kind.value: kind for kind in DeliveryKind}
 
 _decode = msgspec.json.decode
 _decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
@@ -72,11 +77,13 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
         by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
         messages = [by_id[id_] for id_, _ in found if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
-    [_, first_due] = await tx.run(
+    next_due: dict[str, float | None] = {}
+    await tx.leave(
         (_LEASE, [(tx.session, [one.id for one in leased])] if leased else []),
         lanewise.first_due(dialect, [claim.lane for claim in request.lanes]),
+        check=lambda _, rows: next_due.update(_seconds_until(rows, tx.now)),
     )
-    return LeasedBatch(deliveries=leased, next_due=_seconds_until(first_due, tx.now), closed=closed)
+    return LeasedBatch(deliveries=leased, next_due=next_due, closed=closed)
 
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:
@@ -98,7 +105,7 @@ _LEASE = Statement(
 
 
 class _DueMessage(NamedTuple):
-    """A delivery to a subscription that is due, with what it takes to send it."""
+    """A delivery to a subscription that is due, with what it takes to send it and to settle it."""
 
     id: str
     account: str
@@ -109,8 +116,12 @@ class _DueMessage(NamedTuple):
     lane: str
     state: str
     attempt: int
+    failures: int
+    last_outcome: str | None
+    repeats: int
     seq: int | None
     order_key: str | None
+    refused: bool
     other_secret: bool
     type: str
     traceparent: str | None
@@ -118,9 +129,30 @@ class _DueMessage(NamedTuple):
     content_type: str
     headers: str | None
 
+    def leased(self, session: str) -> Leased:
+        """What it is once it is leased."""
+        return Leased(
+            state=_LEASED,
+            attempt=self.attempt + 1,
+            session=session,
+            id=self.id,
+            account=self.account,
+            source_id=self.source_id,
+            subscription_id=self.subscription_id,
+            kind=self.kind,
+            lane=self.lane,
+            failures=self.failures,
+            last_outcome=self.last_outcome,
+            repeats=self.repeats,
+            seq=self.seq,
+            order_key=self.order_key,
+            refused=self.refused,
+            other_secret=self.other_secret,
+        )
+
 
 class _DueCallback(NamedTuple):
-    """A delivery to a callback that is due, with what it takes to send it."""
+    """A delivery to a callback that is due, with what it takes to send it and to settle it."""
 
     id: str
     account: str
@@ -129,6 +161,9 @@ class _DueCallback(NamedTuple):
     wire_id: str
     lane: str
     attempt: int
+    failures: int
+    last_outcome: str | None
+    repeats: int
     other_secret: bool
     type: str
     traceparent: str | None
@@ -143,6 +178,26 @@ class _DueCallback(NamedTuple):
     callback_token: str
     schemes: str | None
     window_end: int | None
+
+    def leased(self, session: str) -> Leased:
+        """What it is once it is leased."""
+        return Leased(
+            state=_LEASED,
+            attempt=self.attempt + 1,
+            session=session,
+            id=self.id,
+            account=self.account,
+            source_id=self.source_id,
+            subscription_id=None,
+            kind=self.kind,
+            lane=self.lane,
+            failures=self.failures,
+            last_outcome=self.last_outcome,
+            repeats=self.repeats,
+            other_secret=self.other_secret,
+            window_end=self.window_end,
+            callback_origin=self.callback_origin,
+        )
 
     def is_over(self, now: int) -> bool:
         """Whether its window has ended."""
@@ -195,18 +250,20 @@ async def _put_off(tx: Transaction, delivery_id: str, what: str) -> None:
 def _leased(
     tx: Transaction, row: _DueCallback | _DueMessage, endpoint: Endpoint, *, not_before: float = 0.0
 ) -> LeasedDelivery:
+    lease = row.leased(tx.session)
+    tx.leases.remember(lease)
     return LeasedDelivery(
         id=row.id,
         wire_id=row.wire_id,
         account=row.account,
         lane=row.lane,
-        attempt=row.attempt + 1,
+        attempt=lease.attempt,
         session=tx.session,
         event=row.type,
         endpoint=endpoint,
         body=Body(row.content, row.content_type, _decode_headers(row.headers) if row.headers else ()),
         traceparent=row.traceparent,
-        kind=DeliveryKind(row.kind),
+        kind=_KINDS[row.kind],
         other_secret=bool(row.other_secret),
         not_before=not_before,
     )
@@ -216,11 +273,12 @@ def _leased(
 
 
 async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Keyring) -> list[LeasedDelivery]:
-    await _expire(tx, [row for row in rows if row.is_over(tx.now)])
+    over = [row for row in rows if row.is_over(tx.now)]
+    if over:
+        await _expire(tx, over)
+        rows = [row for row in rows if not row.is_over(tx.now)]
     opened: list[LeasedDelivery] = []
     for row in rows:
-        if row.is_over(tx.now):
-            continue
         try:
             callback = open_callback(keyring, row.callback(), account=row.account, task_id=row.source_id)
         except KeyringError:
@@ -231,8 +289,6 @@ async def _callbacks(tx: Transaction, rows: Sequence[_DueCallback], keyring: Key
 
 
 async def _expire(tx: Transaction, rows: Sequence[_DueCallback]) -> None:
-    if not rows:
-        return
     await tx.connection.execute(
         sa.update(deliveries)
         .where(deliveries.c.id.in_([row.id for row in rows]))
@@ -264,7 +320,7 @@ async def _messages(
 
 
 async def _places(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], closed: dict[str, float]
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing], closed: dict[str, float]
 ) -> dict[str, float]:
     """When each of those may be sent that have a place in a pace, by our monotonic clock."""
     paced: dict[str, list[_DueMessage]] = {}
@@ -285,7 +341,7 @@ async def _places(
 
 
 async def _opened(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping], known: Endpoints
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing], known: Endpoints
 ) -> dict[str, Subscription]:
     wanted = {row.subscription_id for row in rows}
     with contextlib.suppress(KeyringError):
@@ -303,7 +359,7 @@ async def _opened(
 
 
 async def _without_those_that_stay(
-    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, sa.RowMapping]
+    tx: Transaction, rows: Sequence[_DueMessage], standing: dict[str, Standing]
 ) -> list[_DueMessage]:
     """Those that may be sent. What a disabled subscription would get is held, and of a deleted one cancelled."""
     going: list[_DueMessage] = []

@@ -15,6 +15,8 @@ from dispatcher.models import BodyMode, DeliveryKind, DeliveryState, lane_of, pi
 from dispatcher.store import endpoints, holding, ledger, ordering
 from dispatcher.store.committer import Transaction
 from dispatcher.store.deliveries import count_held
+from dispatcher.store.endpoints import Standing
+from dispatcher.store.leases import Leased
 from dispatcher.store.statements import Statement
 from dispatcher.store.tables import deliveries
 from subscriptions.models import SubscriptionState
@@ -79,7 +81,7 @@ async def make(tx: Transaction, makings: Sequence[Making]) -> list[Made]:
 class _Batch:
     """Rows that are being made in one transaction."""
 
-    def __init__(self, tx: Transaction, standing: dict[str, sa.RowMapping]) -> None:
+    def __init__(self, tx: Transaction, standing: dict[str, Standing]) -> None:
         self._tx = tx
         self._standing = standing
         self._rows: list[dict[str, Any]] = []
@@ -97,6 +99,8 @@ class _Batch:
             elif not target.is_plain:
                 self._fit(row, standing, making.ordering_key)
             self._rows.append(row)
+            if target.handed_off is not None:
+                self._tx.leases.remember(Leased(*_lease(row)))
             made.ids.append(row["id"])
             if row["seq"] is not None:
                 self._ordered.append(row)
@@ -130,7 +134,7 @@ class _Batch:
             "finished_at": None,
         }
 
-    def _fit(self, row: dict[str, Any], standing: sa.RowMapping | None, ordering_key: str | None) -> None:
+    def _fit(self, row: dict[str, Any], standing: Standing | None, ordering_key: str | None) -> None:
         """Give a row the state that its subscription asks for."""
         if standing is None or standing["state"] == SubscriptionState.DELETED:
             self._end(row, DeliveryState.CANCELLED, "deleted")
@@ -190,3 +194,7 @@ _COLUMNS = (
 )  # fmt: skip
 _values = itemgetter(*_COLUMNS)
 _DELIVERY = Statement(sa.insert(deliveries), *_COLUMNS)
+#: and, where it is handed off, what `Leased` begins with
+_lease = itemgetter(
+    "state", "attempt", "session", "id", "account", "source_id", "subscription_id", "kind", "lane"
+)  # fmt: skip

@@ -70,24 +70,22 @@ async def mark_batch(connection: AsyncConnection, session: str, batch: str) -> i
         await leave(connection, step, check=_must_be_there)
         return time.time_ns() // 1_000_000
     [marked] = await run(connection, step)
-    _must_be_there(marked)
+    _must_be_there(len(marked), marked)
     now: int = marked[0][0]
     return now
 
 
-def _must_be_there(marked: list[Any]) -> None:
+def _must_be_there(marked: int, _rows: list[Any]) -> None:
     if not marked:
         raise StoreUnavailable("the session of this process is over")
 
 
-_MARK = Statement(
-    sa.update(sessions)
-    .where(sessions.c.id == sa.bindparam("this"))
-    .values(last_batch=sa.bindparam("batch"))
-    .returning(now_ms()),
-    "batch",
-    "this",
-)
+def _mark(dialect: str) -> sa.Update:
+    mark = sa.update(sessions).where(sessions.c.id == sa.bindparam("this")).values(last_batch=sa.bindparam("batch"))
+    return mark if dialect == "sqlite" else mark.returning(now_ms())
+
+
+_MARK = Statement(_mark, "batch", "this")
 
 
 async def last_batch(database: Database, session: str) -> str | None:

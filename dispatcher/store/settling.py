@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from dispatcher import retry
-from dispatcher.errors import LeaseLost
+from dispatcher.errors import LeaseLost, StoreContended
 from dispatcher.models import TERMINAL_STATES, DeliveryKind, DeliveryState, Mark, Outcome
 from dispatcher.store import endpoints, holding, ordering
 from dispatcher.store.committer import Transaction
-from dispatcher.store.deliveries import Leased, cancel_reason, count_held, lane_after, leased_rows, wiping
+from dispatcher.store.deliveries import cancel_reason, count_held, lane_after, leased_rows, wiping
+from dispatcher.store.leases import Leased
 from dispatcher.store.notices import NoticeType
 from dispatcher.store.records import AttemptRecord, Report, Settled
 from dispatcher.store.sessions import is_over
@@ -42,7 +43,7 @@ class _Outcome(NamedTuple):
 
 async def settle(tx: Transaction, reports: Sequence[Report]) -> list[Settled | LeaseLost]:
     """Record attempts and what follows from them. A report on a lease that is no longer held answers LeaseLost."""
-    rows = await leased_rows(tx, [report.delivery_id for report in reports])
+    rows = await _rows(tx, reports)
     held = [
         (report, rows[report.delivery_id])
         for report in reports
@@ -69,6 +70,19 @@ async def settle_all(tx: Transaction, gathered: Sequence[Sequence[Report]]) -> l
     """The same for reports that were gathered before: each group is one write, with an answer for each report."""
     answers = iter(await settle(tx, [report for reports in gathered for report in reports]))
     return [[next(answers) for _ in reports] for reports in gathered]
+
+
+async def _rows(tx: Transaction, reports: Sequence[Report]) -> dict[str, Leased]:
+    """The deliveries that are reported on, if they are leased; as they were leased, where that is known here."""
+    known: dict[str, Leased] = {}
+    unknown: list[str] = []
+    for report in reports:
+        row = tx.leases.take(report.delivery_id, report.attempt, tx.session)
+        if row is None:
+            unknown.append(report.delivery_id)
+        else:
+            known[row.id] = row
+    return known | await leased_rows(tx, unknown)
 
 
 def _holds(report: Report, row: Leased, tx: Transaction) -> bool:
@@ -175,7 +189,7 @@ def _mark(report: Report, row: Leased, standing: _Standing | None) -> Mark | Non
 class _Standing:
     """A subscription while its deliveries are settled, one after the other."""
 
-    def __init__(self, row: sa.RowMapping) -> None:
+    def __init__(self, row: endpoints.Standing) -> None:
         self.row = row
         self.is_disabled = row["state"] != SubscriptionState.ACTIVE
         self.is_deleted = row["state"] == SubscriptionState.DELETED
@@ -286,17 +300,23 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
         row, state = one.row, one.decision.state
         due_at = _due_at(one.decision, tx.now)
         attempt_rows.append(_attempt_row(one.report, tx, due_at))
-        alike[_columns(one, known, due_at, tx.now)].append(row.id)
+        alike[_settled(one, known, due_at, tx.now) + _decided_on(row)].append(row.id)
         if row.subscription_id is None and state in _WIPING_STATES:
             to_wipe.add(row.source_id)
         if state in TERMINAL_STATES:
             tx.counts[row.account, state] += 1
         elif state is DeliveryState.HELD and row.subscription_id is not None:
             held[row.subscription_id] += 1
+
+    def must_be_all(settled: int, _rows: list[Any]) -> None:
+        if settled != len(outcomes):
+            raise StoreContended("a lease is no longer as it was taken")
+
     await tx.leave(
         (_ATTEMPT, attempt_rows),
-        (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
         wiping(to_wipe),
+        (_SETTLE, [(*columns, ids) for columns, ids in alike.items()]),
+        check=must_be_all,
     )
     await count_held(tx, held)
 
@@ -311,7 +331,7 @@ _SETTLED = (
 )  # fmt: skip
 
 
-def _columns(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now: int) -> tuple[Any, ...]:
+def _settled(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now: int) -> tuple[Any, ...]:
     row, decision = one.row, one.decision
     ended = decision.state in TERMINAL_STATES
     held = decision.state is DeliveryState.HELD
@@ -331,9 +351,21 @@ def _columns(one: _Outcome, known: dict[str, _Standing], due_at: int | None, now
     )
 
 
+#: columns that change when anything happens to a delivery while it is leased, but for its state
+_DECIDED_ON = ("attempt", "session", "mark")
+
+
+def _decided_on(row: Leased) -> tuple[Any, ...]:
+    return row.attempt, row.session, row.mark
+
+
 _SETTLE = Statement(
     sa.update(deliveries)
-    .where(among(deliveries.c.id, "ids"))
+    .where(
+        among(deliveries.c.id, "ids"),
+        deliveries.c.state == sa.literal_column(f"'{DeliveryState.LEASED}'"),
+        *(deliveries.c[name].is_not_distinct_from(sa.bindparam(f"its_{name}")) for name in _DECIDED_ON),
+    )
     .values(
         {name: sa.bindparam(name) for name in _SETTLED}
         | {
@@ -343,6 +375,7 @@ _SETTLE = Statement(
         }
     ),
     *_SETTLED,
+    *(f"its_{name}" for name in _DECIDED_ON),
     "ids",
 )
 

@@ -18,8 +18,8 @@ import aiosqlite
 Parts = Sequence[tuple[str, Sequence[Any]]]
 #: what follows from the rows of the steps before it; called in the connection's thread
 Following = Callable[[list[list[Any]]], Parts]
-#: looks at rows, in the connection's thread
-Check = Callable[[list[Any]], None]
+#: is told how many rows a statement changed or found, and which it found; called in the connection's thread
+Check = Callable[[int, list[Any]], None]
 
 #: statements that stay prepared: one with many rows takes as long to prepare as to execute
 PREPARED = 512
@@ -66,7 +66,8 @@ class Connection(aiosqlite.Connection):
     def leave(self, steps: Sequence[Parts], check: Check | None = None) -> None:
         """Execute statements with what is executed next, before it: with COMMIT, if nothing else is.
 
-        `check` is called with the rows of the last one, and stops what follows by what it raises.
+        `check` is told how many rows the last one changed or found, and which it found; what it raises stops what
+        follows.
         """
         self._before += [(parts, None) for parts in steps[:-1]]
         self._before += [(parts, check) for parts in steps[-1:]]
@@ -131,10 +132,15 @@ class Connection(aiosqlite.Connection):
 
 def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Parts, Check | None]]) -> None:
     for parts, check in steps:
+        count, found = 0, list[Any]()
         for sql, values in parts:
             cursor.execute(sql, values)
+            if check is not None:
+                rows = cursor.fetchall()
+                count += len(rows) if cursor.description else cursor.rowcount
+                found += rows
         if check is not None:
-            check(cursor.fetchall())
+            check(count, found)
 
 
 class _Done:

@@ -201,14 +201,17 @@ async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
 async def leave(connection: AsyncConnection, *steps: Step, check: Check | None = None) -> None:
     """Execute statements whose rows nobody waits for: on SQLite only with what follows, at the latest with COMMIT.
 
-    `check` is called with the rows of the last one, and stops what follows by what it raises.
+    `check` is told how many rows the last one changed or found, and which it found; what it raises stops what follows.
     """
     if connection.dialect.name == "sqlite":
         driver_of(connection).leave(_parts(connection, steps), check)
         return
-    answers = await run(connection, *steps)
-    if check is not None:
-        check(answers[-1])
+    if check is None:
+        await run(connection, *steps)
+        return
+    *before, last = steps
+    await run(connection, *before)
+    check(*await _seen(connection, last))
 
 
 def driver_of(connection: AsyncConnection) -> Any:
@@ -232,3 +235,14 @@ async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[
     if rows:
         await connection.exec_driver_sql(statement.sql, rows)
     return []
+
+
+async def _seen(connection: AsyncConnection, step: Step) -> tuple[int, list[Any]]:
+    """Execute a statement with each row; how many rows of the database it changed or found, and which it found."""
+    statement, rows = step
+    prepared = statement.prepared(connection.dialect)
+    if prepared.returns_rows or callable(rows):
+        [found] = await run(connection, step)
+        return len(found), found
+    changed = [(await connection.exec_driver_sql(prepared.sql, tuple(row))).rowcount for row in prepared.rows(rows)]
+    return sum(changed), []

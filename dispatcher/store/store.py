@@ -19,7 +19,6 @@ from dispatcher.store import (
     accounts,
     changes,
     deliveries,
-    endpoints,
     holding,
     idempotency,
     intake,
@@ -41,6 +40,7 @@ from dispatcher.store.accounts import Account
 from dispatcher.store.committer import Committer, Transaction
 from dispatcher.store.database import Database
 from dispatcher.store.endpoints import Endpoints
+from dispatcher.store.looks import Looks
 from dispatcher.store.news import News
 from dispatcher.store.records import (
     Callback,
@@ -100,6 +100,7 @@ class Store:
         #: monotonic time until which nobody is taken for dead: they may have been cut off as we were
         self._lenient_until = -math.inf
         self._endpoints = Endpoints(keyring)
+        self._looks = Looks(database)
         self._rosters = Rosters()
         self._planning: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -141,6 +142,7 @@ class Store:
         self._committer.session = await sessions.open_session(
             self.database, ttl=self._session_ttl, alone=False, role=self._role
         )
+        self._committer.leases.clear()
 
     @property
     def session(self) -> str:
@@ -225,13 +227,10 @@ class Store:
         return await self._committer.write(settling.settle_all, reports, weight=len(reports), patient=True)
 
     async def is_current(self, endpoint: Endpoint) -> bool:
-        """Whether an endpoint that was opened a while ago is still as it was."""
+        """Whether an endpoint that was opened a while ago is still as it was, or was so within the last second."""
         if endpoint.subscription_id is None:
             return True
-        async with self.database.read() as connection:
-            standing = await endpoints.standing(connection, [endpoint.subscription_id])
-        now = standing.get(endpoint.subscription_id)
-        return now is not None and now["version"] == endpoint.version
+        return await self._looks.version(endpoint.subscription_id) == endpoint.version
 
     async def release(self, release: deliveries.Release) -> Released | None:
         """Give back the lease of a delivery that was not sent; tells where it waits now, if it does."""
@@ -436,6 +435,7 @@ class Store:
 
     async def _change(self, change: Callable[[Transaction], Awaitable[T]]) -> T:
         result = await self._committer.write(subscribing.apply, change)
+        self._looks.forget()
         return cast("T", result)
 
     # Steps of what is too big for one transaction

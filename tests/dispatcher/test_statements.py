@@ -245,19 +245,29 @@ async def test_what_is_left_fails_before_commit(database: Database) -> None:
 
 
 async def test_who_checks_the_rows_stops_what_follows(database: Database) -> None:
-    def check(rows: list[Any]) -> None:
-        if rows != [(0,)]:
+    seen: list[tuple[int, list[Any]]] = []
+
+    def check(count: int, rows: list[Any]) -> None:
+        seen.append((count, rows))
+        if count > 1:
             raise LookupError
 
-    async def write(id_: str) -> None:
+    rename = Statement(sa.update(things).values(text=sa.bindparam("to")), "to")
+    found = Statement(sa.select(things.c.id))
+
+    async def write(id_: str, statement: Statement, rows: list[tuple[Any, ...]]) -> None:
         async with database.write() as connection:
-            await leave(connection, (COUNT, [()]), check=check)
+            await leave(connection, (statement, rows), check=check)
             await run(connection, (IDS, [(id_,)]))
 
-    await write("a")
+    await write("a", rename, [("x",)])
+    await write("b", found, [()])
     with pytest.raises(LookupError):
-        await write("b")
-    assert await ids(database) == ["a"]
+        await write("c", found, [()])
+    with pytest.raises(LookupError):
+        await write("d", rename, [("x",), ("y",)])
+    assert seen == [(0, []), (1, [("a",)]), (2, [("a",), ("b",)]), (4, [])]
+    assert await ids(database) == ["a", "b"]
 
 
 async def test_nothing_after_a_failure_is_executed_and_nothing_before_it_stays(database: Database) -> None:

@@ -800,6 +800,9 @@ class Machine(RuleBasedStateMachine):
                 moments = {column.name: column - milliseconds for column in table.c if column.type is Instant}
                 if moments:
                     await connection.execute(sa.update(table).values(moments))
+        for worker in self.workers:
+            # What it remembers of its leases has receded, too.
+            worker.store._committer.leases.clear()
 
     # --- what must be the same
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from dispatcher.store.database import Database
 
 #: the last step, which is what this program works on
-HEAD = "0006"
+HEAD = "0007"
 
 _version = sa.table("alembic_version", sa.column("version_num", sa.String))
 
