@@ -13,6 +13,7 @@ import json
 import random
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from time import monotonic
 from typing import Any
 
@@ -206,13 +207,15 @@ async def accept(tx: Transaction, requests: Sequence[Request]) -> list[Replayed 
     )
     planned = {one.event.account for request in requests for one in request.publications}
     versions = await _versions(tx, planned)
-    results: list[Replayed | Problem | Accepted | Outdated] = []
+    prepared: list[Replayed | Problem | Outdated | _Prepared] = []
     for request in requests:
         earlier = answers.earlier(request.key)
-        result = await _accept(tx, request, versions, answers) if earlier is None else earlier
-        if isinstance(result, Accepted):
+        result = await _prepare(tx, request, versions, answers) if earlier is None else earlier
+        if isinstance(result, _Prepared):
             answers.keep(request.key, result.answer)
-        results.append(result)
+        prepared.append(result)
+    made = iter(await _write(tx, [one.rows for one in prepared if isinstance(one, _Prepared)]))
+    results = [one.accepted(next(made)) if isinstance(one, _Prepared) else one for one in prepared]
     await answers.write()
     await _confirm(tx, versions, results)
     return results
@@ -239,16 +242,38 @@ async def _versions(tx: Transaction, accounts: Iterable[str]) -> dict[str, int]:
     return dict.fromkeys(accounts, 0) | await current_versions(tx.connection, accounts)
 
 
-async def _accept(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """A request whose events are to be stored, with those of the others."""
+
+    answer: bytes
+    rows: _Rows
+    stale: frozenset[str]
+    replayed: bool
+
+    def accepted(self, made: Sequence[making.Made]) -> Accepted:
+        """What became of it."""
+        handed_off = self.rows.handed_off
+        return Accepted(
+            answer=self.answer,
+            handed_off=handed_off,
+            waiting=sum(len(one.ids) for one in made) - len(handed_off),
+            stale=self.stale,
+            replayed=self.replayed,
+            count=len(self.rows.events),
+        )
+
+
+async def _prepare(
     tx: Transaction, request: Request, versions: dict[str, int], answers: Answers
-) -> Accepted | Problem | Outdated:
+) -> _Prepared | Problem | Outdated:
     new = [one for one in request.publications if answers.earlier(one.key) is None]
     stale = {one.event.account for one in new if one.plan.version != versions.get(one.event.account, 0)}
     try:
         current = {one.event.id: one for one in await _current(tx, new, stale, versions, request.source)}
     except _TooMuchChangedError:
         return Outdated(accounts=frozenset(stale))
-    stored = _Stored(tx)
+    rows = _Rows(tx.now)
     parts: list[bytes | Problem] = []
     replayed = False
     for one in request.publications:
@@ -258,7 +283,7 @@ async def _accept(
             replayed = True
             parts.append(earlier.answer if isinstance(earlier, Replayed) else earlier)
             continue
-        part = request.describe(stored.add(current[one.event.id]))
+        part = request.describe(rows.add(current[one.event.id]))
         answers.keep(one.key, part)
         parts.append(part)
     try:
@@ -266,15 +291,7 @@ async def _accept(
     except Problem as problem:
         # It answers for one event only, and that one is another's.
         return problem
-    made = await stored.write()
-    return Accepted(
-        answer=answer,
-        handed_off=stored.handed_off,
-        waiting=sum(len(one.ids) for one in made) - len(stored.handed_off),
-        stale=frozenset(stale),
-        replayed=replayed,
-        count=stored.count,
-    )
+    return _Prepared(answer=answer, rows=rows, stale=frozenset(stale), replayed=replayed)
 
 
 class _TooMuchChangedError(Exception):
@@ -345,28 +362,23 @@ def _planned_as(one: Publication, plan: Plan, *, created_at: int, source: str) -
     return replace(one, plan=plan, bodies=bodies, handed_off={})
 
 
-class _Stored:
+class _Rows:
     """Rows of one request's events."""
 
-    def __init__(self, tx: Transaction) -> None:
-        self._tx = tx
-        self._events: list[tuple[Any, ...]] = []
-        self._bodies: list[tuple[Any, ...]] = []
-        self._fan_outs: list[dict[str, Any]] = []
-        self._targets: list[dict[str, Any]] = []
-        self._makings: list[Making] = []
+    def __init__(self, now: int) -> None:
+        self._now = now
+        self.events: list[tuple[Any, ...]] = []
+        self.bodies: list[tuple[Any, ...]] = []
+        self.fan_outs: list[dict[str, Any]] = []
+        self.targets: list[dict[str, Any]] = []
+        self.makings: list[Making] = []
         self._room = AT_ONCE
         self._skips = MAX_SKIPPED_TOGETHER
 
     @property
-    def count(self) -> int:
-        """How many events there are."""
-        return len(self._events)
-
-    @property
     def handed_off(self) -> frozenset[str]:
         """Deliveries that go in as leased; those that a fan-out makes later do not."""
-        targets = (target for making in self._makings for target in making.targets)
+        targets = (target for making in self.makings for target in making.targets)
         return frozenset(target.handed_off for target in targets if target.handed_off is not None)
 
     def add(self, one: Publication, *, deliveries: int = 0) -> Published:
@@ -377,10 +389,10 @@ class _Stored:
             now = tuple(one for one in subscribers if one.ordering != Ordering.NONE)
         at_once = len(now) == len(subscribers)
         self._room -= len(now)
-        self._makings.append(_making(one, now, ids))
+        self.makings.append(_making(one, now, ids))
         if not at_once:
             later = [subscriber.id for subscriber in subscribers if subscriber.ordering == Ordering.NONE]
-            self._fan_outs.append(
+            self.fan_outs.append(
                 {
                     "event_id": event.id,
                     "account": event.account,
@@ -390,10 +402,10 @@ class _Stored:
                     "bodies": ids,
                 }
             )
-            self._targets.append({"event_id": event.id, "ids": b"".join(map(bytes.fromhex, later))})
+            self.targets.append({"event_id": event.id, "ids": b"".join(map(bytes.fromhex, later))})
         skipped = one.plan.skipped[: min(MAX_SKIPPED, self._skips)]
         self._skips -= len(skipped)
-        self._events.append(
+        self.events.append(
             (
                 event.id,
                 event.account,
@@ -405,8 +417,8 @@ class _Stored:
                 len(subscribers) + deliveries,
                 EventState.FANNED_OUT.value if at_once else EventState.ACCEPTED.value,
                 as_json([[skip.subscription_id, skip.reason, skip.detail] for skip in skipped] or None),
-                self._tx.now,
-                self._tx.now if at_once else None,
+                self._now,
+                self._now if at_once else None,
             )
         )
         return Published(event_id=event.id, deliveries=len(subscribers), complete=at_once, skipped=skipped)
@@ -416,18 +428,22 @@ class _Stored:
         for mode, body in composed.items():
             is_raw = mode == BodyMode.RAW
             ids[str(mode)] = event_id if is_raw else new_id()
-            self._bodies.append(_body_row(ids[str(mode)], body, event_id=None if is_raw else event_id))
+            self.bodies.append(_body_row(ids[str(mode)], body, event_id=None if is_raw else event_id))
         return ids
 
-    async def write(self) -> list[making.Made]:
-        connection = self._tx.connection
-        if self._events:
-            await self._tx.run((_EVENT, self._events), (_BODY, self._bodies))
-        if self._fan_outs:
-            self._tx.news.chores = True
-            await connection.execute(sa.insert(fan_outs), self._fan_outs)
-            await connection.execute(sa.insert(fan_out_targets), self._targets)
-        return await making.make(self._tx, self._makings)
+
+async def _write(tx: Transaction, requests: Sequence[_Rows]) -> list[list[making.Made]]:
+    """Store the rows of all requests, by one statement for each table; answers the deliveries of each."""
+    stored = [row for rows in requests for row in rows.events]
+    if stored:
+        await tx.run((_EVENT, stored), (_BODY, [row for rows in requests for row in rows.bodies]))
+    large = [row for rows in requests for row in rows.fan_outs]
+    if large:
+        tx.news.chores = True
+        await tx.connection.execute(sa.insert(fan_outs), large)
+        await tx.connection.execute(sa.insert(fan_out_targets), [row for rows in requests for row in rows.targets])
+    made = iter(await making.make(tx, [one for rows in requests for one in rows.makings]))
+    return [list(islice(made, len(rows.makings))) for rows in requests]
 
 
 _EVENT = Statement(
@@ -446,9 +462,9 @@ async def insert_one(tx: Transaction, event: NewEvent, body: Body, *, deliveries
         bodies={BodyMode.RAW: body},
         handed_off={},
     )
-    rows = _Stored(tx)
+    rows = _Rows(tx.now)
     rows.add(stored, deliveries=deliveries)
-    await rows.write()
+    await _write(tx, [rows])
 
 
 def _body_row(id_: str, body: Body, *, event_id: str | None) -> tuple[Any, ...]:
