@@ -6,13 +6,13 @@ import asyncio
 import select
 import ssl
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from dispatcher.delivery.answer import AnswerReader
 from dispatcher.delivery.deadlines import Deadlines
 from dispatcher.delivery.dialing import elapsed_ms, explain_tls
 from dispatcher.delivery.tls import ClientContext
-from dispatcher.delivery.transport import MAX_AGE_S, Response, Timing
+from dispatcher.delivery.transport import MAX_AGE_S, Exchange, Response, Timing
 from dispatcher.errors import SendError
 from dispatcher.models import Outcome
 
@@ -20,15 +20,23 @@ from dispatcher.models import Outcome
 class Connection(asyncio.Protocol):
     """TCP or TLS. Closing it is instant and needs no await, so a cancelled request cannot leave it open."""
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: Deadlines, on_over: Callable[[Connection], None]) -> None:
+        """`on_over` is called when the request that is under way has come to its end."""
         self._loop = asyncio.get_running_loop()
         self._deadlines = deadlines
+        self._on_over = on_over
+        #: what is under way, until it is finished
+        self.exchange: Exchange | None = None
+        self._is_over = False
+        self._is_first = True
         self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
         self._error: Exception | None = None
         #: the answer that is waited for, or the last one
         self._answer: AnswerReader | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        #: when the request began, on the clock of `time.perf_counter`, and what takes its deadline back
+        self._began = 0.0
+        self._tick = 0
         self._is_late = False
         self._is_lost = False
         #: what a request must have in common with the one before to use it
@@ -51,12 +59,12 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer, or some that nobody asked for."""
         answer = self._answer
-        if answer is None or self._waiter is None:
+        if answer is None or self.exchange is None:
             self.close()
             return
         answer.feed(data)
         if answer.is_over:
-            self._wake()
+            self._tell()
 
     def eof_received(self) -> None:
         """The peer sends nothing more."""
@@ -69,10 +77,12 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline of the request has come."""
+        if self._is_over:
+            return
         self._is_late = True
         if self._answer is not None:
             self._answer.cut()
-        self._wake()
+        self._tell()
 
     # what we call
 
@@ -98,37 +108,47 @@ class Connection(asyncio.Protocol):
             raise SendError(Outcome.TLS_ERROR, "the TLS handshake broke off")
         self._transport = transport
 
-    async def exchange(
-        self, head: bytes, body: bytes, *, until: float, timing: Timing, has_body: bool = True
-    ) -> Response:
-        """Send a request and read its answer; `until` is the deadline on the event loop's clock.
+    def begin(self, exchange: Exchange) -> None:
+        """Send a request, and call `on_over` when there is an answer, or will be none."""
+        request = exchange.request
+        # Answers to HEAD have no body, whatever their headers say.
+        has_body = request.method != "HEAD"
+        last = self._answer
+        self._answer = AnswerReader(has_body=has_body) if last is None else last.following(has_body=has_body)
+        self._is_first = last is None
+        self.exchange = exchange
+        self._tick = self._deadlines.add(self, exchange.until)
+        self._began = time.perf_counter()
+        # There is no waiting for it to leave: the bytes were in memory before. So an answer that comes before the end
+        # of a large body is read, and a lost connection is noticed by that read.
+        if self._transport is None or self._is_lost or self._transport.is_closing():
+            self._end()
+        else:
+            self._transport.write(exchange.head + request.body)
 
-        `has_body` is False for HEAD, whose answers have none, whatever their headers say.
+    def finish(self) -> Response:
+        """The answer to the request.
 
         Raises:
             SendError: there is no usable answer.
-            BrokenBeforeAnswer: the connection broke, and no byte of an answer had come.
+            BrokenBeforeAnswer: the connection had been used before, it broke, and no byte of an answer had come.
         """
-        last = self._answer
-        self._answer = answer = AnswerReader(has_body=has_body) if last is None else last.following(has_body=has_body)
-        self._is_late = False
-        self._waiter = waiter = self._loop.create_future()
-        tick = self._deadlines.add(self, until)
-        started = time.perf_counter()
-        try:
-            self._send(head, body)
-            await waiter
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self._deadlines.discard(self, tick)
-            self._waiter = None
-            timing.wait = ((answer.head_at or time.perf_counter()) - started) * 1000.0
-        if answer.status == 0:
-            self.close()
-            raise self._failure(answer)
-        return answer.response()
+        answer, exchange = self._answer, self.exchange
+        if answer is None or exchange is None:
+            raise AssertionError("no request is under way")
+        self.exchange, self._is_over = None, False
+        self._deadlines.discard(self, self._tick)
+        exchange.timing.wait = ((answer.head_at or time.perf_counter()) - self._began) * 1000.0
+        if answer.status:
+            return answer.response()
+        self.close()
+        raise self._failure(answer)
+
+    def abandon(self) -> None:
+        """Close at once; nobody waits for the answer any more."""
+        self._deadlines.discard(self, self._tick)
+        self.exchange = None
+        self.close()
 
     @property
     def is_at_start(self) -> bool:
@@ -158,23 +178,16 @@ class Connection(asyncio.Protocol):
             context, host = self._tls
             context.keep(host, self._transport.get_extra_info("ssl_object"))
 
-    def _send(self, head: bytes, body: bytes) -> None:
-        # There is no waiting for it to leave: the bytes were in memory before. So an answer that comes before the end
-        # of a large body is read, and a lost connection is noticed by that read.
-        if self._transport is None or self._is_lost or self._transport.is_closing():
-            self._end()
-        else:
-            self._transport.write(head + body)
-
     def _end(self) -> None:
         self._is_lost = True
         if self._answer is not None:
             self._answer.end()
-        self._wake()
+        self._tell()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def _tell(self) -> None:
+        if self.exchange is not None and not self._is_over:
+            self._is_over = True
+            self._on_over(self)
 
     def _failure(self, answer: AnswerReader) -> SendError:
         if self._is_late:
@@ -184,13 +197,13 @@ class Connection(asyncio.Protocol):
         if isinstance(self._error, ssl.SSLError):
             # TLS 1.3 tells a client only after the handshake that its certificate was missing
             return SendError(Outcome.TLS_ERROR, explain_tls(self._error))
-        if answer.has_begun:
+        if answer.has_begun or self._is_first:
             return SendError(Outcome.CONNECTION_ERROR, "the connection broke before an answer")
         return BrokenBeforeAnswer()
 
 
 class BrokenBeforeAnswer(SendError):
-    """The connection broke, and no byte of an answer had come."""
+    """A connection that had been used before broke, and no byte of an answer had come."""
 
     def __init__(self) -> None:
         super().__init__(Outcome.CONNECTION_ERROR, "the connection broke before an answer")

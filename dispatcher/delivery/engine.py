@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -22,11 +22,12 @@ from dispatcher.delivery.availability import until_available
 from dispatcher.delivery.governor import Governor
 from dispatcher.delivery.lanes import Lane, Lanes, Turn
 from dispatcher.delivery.patience import Patience
-from dispatcher.delivery.sender import Sender
+from dispatcher.delivery.sender import Attempt, Sender
 from dispatcher.delivery.settler import Settler
 from dispatcher.errors import StoreUnavailable
 from dispatcher.heartbeat import Heartbeat
 from dispatcher.loops import repeat
+from dispatcher.rounds import MOST, Rounds
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.deliveries import Release
@@ -47,8 +48,6 @@ MIN_RETRY = 0.05
 MIN_TIMER = 0.001
 #: seconds that a delivery is put off whose account's settings cannot be opened
 UNREADABLE_DELAY = 300.0
-#: seconds in which no answer can have come from elsewhere
-QUICK = 0.001
 #: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
 #: seconds between scans at least
@@ -79,6 +78,7 @@ class Engine:
         self._lease_for_a_send = settings.longest_send + LEASE_MARGIN
         #: the event loop's clock, seconds: timers go by it
         self._now = asyncio.get_running_loop().time
+        sender.on_made = self._on_made
         heartbeat.tell(on_beat=self._go_on, on_over=self._drop_all)
         self._lanes = Lanes(
             widest=settings.lane_concurrency,
@@ -92,7 +92,13 @@ class Engine:
         self._settler = Settler(store, most=self._governor.settle_at_most, on_settled=self._on_settled)
         self._wake = asyncio.Event()
         self._scan_wanted = asyncio.Event()
-        self._sends: set[asyncio.Task[None]] = set()
+        #: attempts that were begun, and whose turn each is
+        self._under_way: dict[Attempt, Turn] = {}
+        self._all_made: asyncio.Future[None] | None = None
+        #: those of which something has to be asked first go on with others that are ready by then
+        self._ready = Rounds(self._begin)
+        self._is_to_pump = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loops: list[asyncio.Task[None]] = []
         #: every delivery that this process holds a lease of, until it is settled
         self._known: set[str] = set()
@@ -124,14 +130,14 @@ class Engine:
         self._spawn(self._give_back([delivery for lane in self._lanes for delivery in self._lanes.empty(lane)]))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, grace)):
-                while self._sends:
-                    await asyncio.wait(self._sends)
-                await self._settler.join()
-        for task in self._sends:
+                await self.settled()
+        for attempt in self._under_way:
+            self._sender.abandon(attempt)
+        self._under_way.clear()
+        left = [*self._tasks, *others]
+        for task in left:
             task.cancel()
-        for loop in others:
-            loop.cancel()
-        await asyncio.gather(*self._sends, *others, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
         await self._settler.stop()
         if self._known:
             # Cut off in the middle of a request: the next process must know that it may have arrived.
@@ -140,6 +146,16 @@ class Engine:
         with contextlib.suppress(StoreUnavailable):
             # What waits for us in lanes that only we were at, others find.
             await self._store.leave()
+
+    async def settled(self) -> None:
+        """Wait until nothing is under way any more, and what came of it is recorded."""
+        while self._tasks or self._under_way:
+            if self._under_way:
+                self._all_made = asyncio.get_running_loop().create_future()
+                await self._all_made
+            else:
+                await asyncio.wait(self._tasks)
+        await self._settler.join()
 
     # Hand-off from intake
 
@@ -253,90 +269,118 @@ class Engine:
             if now < lane.quiet_until:
                 # It fell quiet while this one was on its way from a commit.
                 self._hush(lane, lane.quiet_until - now)
-        self._pump()
+        self._pump_soon()
         for key in {delivery.lane for delivery in deliveries}:
             self._pace(self._lanes.get(key))
 
     # Send
 
+    def _pump_soon(self) -> None:
+        """Start sends when all that comes in this round of the event loop is there: together they cost less."""
+        if not self._is_to_pump:
+            self._is_to_pump = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
     def _pump(self) -> None:
         """Start as many sends as there are slots and turns."""
-        while (turn := self._next_turn()) is not None:
-            self._spawn(self._deliver(turn))
-
-    def _next_turn(self) -> Turn | None:
-        if not self._lanes.has_turns or self._stopping:
-            return None
+        self._is_to_pump = False
         now = self._now()
-        if not self._has_lease_for_a_send(now):
-            return None
-        turn = self._lanes.take(now)
-        if turn is not None:
+        if self._stopping or not self._has_lease_for_a_send(now):
+            return
+        turns: list[Turn] = []
+        while self._lanes.has_turns:
+            if len(turns) == MOST:
+                self._pump_soon()
+                break
+            turn = self._lanes.take(now)
+            if turn is None:
+                break
+            turns.append(turn)
+        ready: list[tuple[Turn, Account]] = []
+        for turn in turns:
+            self._patience.begin(turn, now)
             self._pace(turn.lane)
-        return turn
+            account = self._accounts.known(turn.delivery.account)
+            if account is None or not _is_fresh(turn.delivery):
+                self._spawn(self._ask(turn))
+            else:
+                ready.append((turn, account))
+        if ready:
+            self._begin(ready)
 
-    async def _deliver(self, turn: Turn) -> None:
-        """Send a leased delivery, and then others, as long as there is a turn for one more."""
-        following: Turn | None = turn
-        while following is not None:
-            began = self._now()
-            await self._attempt(following, began)
-            if self._now() - began < QUICK:
-                # One that is refused before it is sent waits for nothing; others must have their turn.
-                await asyncio.sleep(0)
-            following = self._next_turn()
-            if following is not None:
-                # An answer may make room for more than one.
-                self._pump()
+    def _begin(self, ready: Sequence[tuple[Turn, Account]]) -> None:
+        """Have attempts made, but of those that must not be sent any more."""
+        attempts: list[Attempt] = []
+        for turn, account in ready:
+            if not self._may_be_sent(turn.delivery):
+                # Leasing it again will expire it, if its window is over.
+                self._send_back(turn)
+                continue
+            attempt = self._sender.attempt(turn.delivery, account)
+            self._under_way[attempt] = turn
+            attempts.append(attempt)
+        self._sender.begin(attempts)
 
-    async def _attempt(self, turn: Turn, now: float) -> None:
-        """Send a delivery, free its slot, learn from the answer, and have it settled."""
-        report: Report | None = None
-        self._patience.begin(turn, now)
-        try:
-            report = await self._send(turn.delivery)
-        except _NotNowError as exc:
-            self._spawn(self._give_back([turn.delivery], delay=exc.delay))
-        except Exception:
-            # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
-            log.exception("delivery_failed_inside", delivery=turn.delivery.id)
-            self._known.discard(turn.delivery.id)
-        finally:
-            self._patience.end(turn)
-            self._learn(turn, report)
-        if report is not None:
-            self._settler.add(report)
-
-    async def _send(self, delivery: LeasedDelivery) -> Report:
-        account = self._accounts.known(delivery.account) or await self._account(delivery)
+    def _may_be_sent(self, delivery: LeasedDelivery) -> bool:
+        """Whether its window, its session and its lease have time left for a send."""
         window_end = delivery.endpoint.window_end
         if window_end is not None and window_end <= self._store.now() * 1000:
-            # Leasing it again will expire it.
-            raise _NotNowError(delay=0.0)
-        if time.monotonic() - delivery.seen_at > MAX_UNSEEN and not await self._is_current(delivery):
-            raise _NotNowError(delay=0.0)
-        if not (self._still_ours([delivery]) and self._has_lease_for_a_send(self._now())):
-            raise _NotNowError(delay=0.0)
-        return await self._sender.send(delivery, account)
+            return False
+        return bool(self._still_ours([delivery])) and self._has_lease_for_a_send(self._now())
 
-    async def _account(self, delivery: LeasedDelivery) -> Account:
+    async def _ask(self, turn: Turn) -> None:
+        """Ask what has to be known for a send: its account's settings, and whether its endpoint is what it was."""
+        delivery = turn.delivery
         try:
-            return await until_available(lambda: self._accounts.get(delivery.account))
-        except KeyringError as exc:
+            account = await until_available(lambda: self._accounts.get(delivery.account))
+            is_current = _is_fresh(delivery) or await until_available(lambda: self._store.is_current(delivery.endpoint))
+        except KeyringError:
             log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
-            raise _NotNowError(delay=UNREADABLE_DELAY) from exc
+            self._send_back(turn, delay=UNREADABLE_DELAY)
+        except Exception:
+            # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
+            log.exception("delivery_failed_inside", delivery=delivery.id)
+            self._known.discard(delivery.id)
+            self._finish(turn, None)
+        else:
+            if is_current:
+                self._ready.join((turn, account))
+            else:
+                # A secret may be over, or the subscription gone.
+                self._send_back(turn)
 
-    async def _is_current(self, delivery: LeasedDelivery) -> bool:
-        """Whether its endpoint is still what it was: a secret may be over, or the subscription gone."""
-        return await until_available(lambda: self._store.is_current(delivery.endpoint))
+    def _send_back(self, turn: Turn, *, delay: float = 0.0) -> None:
+        self._spawn(self._give_back([turn.delivery], delay=delay))
+        self._finish(turn, None)
+        self._pump_soon()
 
     def _lose_patience(self, turns: list[Turn]) -> None:
         for turn in turns:
             self._lanes.free_slot(turn)
         self._pump()
 
-    def _learn(self, turn: Turn, report: Report | None) -> None:
+    def _on_made(self, attempts: Sequence[Attempt]) -> None:
+        """Learn from answers, have them settled, and let others have the slots."""
+        reports: list[Report] = []
+        for attempt in attempts:
+            turn = self._under_way.pop(attempt, None)
+            if turn is None:
+                # A stop has cut it off.
+                continue
+            if attempt.report is None:
+                self._known.discard(turn.delivery.id)
+            else:
+                reports.append(attempt.report)
+            self._finish(turn, attempt.report)
+        self._settler.add(reports)
+        if self._all_made is not None and not self._under_way:
+            self._all_made.set_result(None)
+            self._all_made = None
+        self._pump()
+
+    def _finish(self, turn: Turn, report: Report | None) -> None:
         """The request is over, with an answer or without one: its slot and its place are free."""
+        self._patience.end(turn)
         lane, now = turn.lane, self._now()
         if report is not None:
             lane.note(report.answer.outcome, report.answer.status, now)
@@ -479,13 +523,10 @@ class Engine:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
-        self._sends.add(task)
-        task.add_done_callback(self._sends.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-class _NotNowError(Exception):
-    """A leased delivery that is not to be sent now, but given back; due again after `delay` seconds."""
-
-    def __init__(self, *, delay: float) -> None:
-        super().__init__(delay)
-        self.delay = delay
+def _is_fresh(delivery: LeasedDelivery) -> bool:
+    """Whether its endpoint was looked at lately, or cannot change while it is leased."""
+    return delivery.endpoint.subscription_id is None or time.monotonic() - delivery.seen_at <= MAX_UNSEEN

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import httpx
 from msgspec.structs import replace
@@ -20,10 +20,11 @@ from dispatcher.delivery.head import head_of
 from dispatcher.delivery.idle import IdleConnections
 from dispatcher.delivery.resolver import Resolver
 from dispatcher.delivery.tls import ClientContext, client_context
-from dispatcher.delivery.transport import Request, Response, Timing
+from dispatcher.delivery.transport import Exchange, Request, Response, Timing, Transport
 from dispatcher.egress import Address, EgressPolicy, Target, admit, parse
 from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import Outcome
+from dispatcher.rounds import Rounds, each
 
 #: schemes, hosts and ports that were admitted lately and are remembered
 _MAX_ADMITTED = 4096
@@ -31,7 +32,7 @@ _MAX_ADMITTED = 4096
 _HTTPX_DEADLINE = 30.0
 
 
-class Http1Transport(httpx.AsyncBaseTransport):
+class Http1Transport(Transport, httpx.AsyncBaseTransport):
     """Sends requests over connections that are kept.
 
     `max_idle` bounds the idle connections of all hosts together, `idle_s` is how long one of them is kept.
@@ -53,34 +54,30 @@ class Http1Transport(httpx.AsyncBaseTransport):
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines()
         self._admitted: set[tuple[str, str, int]] = set()
+        #: what carries a request until it is over, or opens a connection to carry it
+        self._under_way: dict[Exchange, Connection | asyncio.Task[None]] = {}
+        self._over = Rounds(self._finish)
 
-    async def send(self, request: Request, timing: Timing) -> Response:
-        """Send a request and read its answer; see `Transport.send`.
+    def begin(self, exchanges: Sequence[Exchange]) -> None:
+        """Send requests; see `Transport.begin`.
 
         A kept connection may have been closed by the peer in the moment of its next use. If it breaks before any byte
         of an answer, the request is sent once more over a new one, and `timing.reconnected` says so.
         """
-        target = request.target
-        if (target.scheme, target.host, target.port) not in self._admitted:
-            self._admit(target)
-        head = head_of(request)
-        has_body = request.method != "HEAD"
-        until = self._loop.time() + request.deadline
-        literal = target.literal
-        addresses = (literal,) if literal is not None else await self._addresses(request, timing, until)
-        connection = self._kept(addresses, target)
-        if connection is not None:
-            try:
-                response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
-            except BrokenBeforeAnswer:
-                timing.reconnected = True
-            else:
-                self._keep(connection)
-                return response
-        connection = await self._open(addresses, request, timing, until)
-        response = await connection.exchange(head, request.body, until=until, timing=timing, has_body=has_body)
-        self._keep(connection)
-        return response
+        now = self._loop.time()
+        prepared = each(lambda exchange: self._prepare(exchange, now), exchanges, failed=self._end)
+        for exchange in each(self._find_carrier, prepared, failed=self._end):
+            carrier = self._under_way[exchange]
+            if isinstance(carrier, Connection):
+                self._carry(carrier, exchange)
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Close what carries it, or is being opened to carry it."""
+        carrier = self._under_way.pop(exchange, None)
+        if isinstance(carrier, Connection):
+            carrier.abandon()
+        elif carrier is not None:
+            carrier.cancel()
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use close when their answer is there."""
@@ -116,52 +113,114 @@ class Http1Transport(httpx.AsyncBaseTransport):
         body = httpx.ByteStream(answer.body)
         return httpx.Response(answer.status, headers=list(answer.headers), stream=body, request=request)
 
+    def _prepare(self, exchange: Exchange, now: float) -> None:
+        exchange.until = now + exchange.request.deadline
+        self._admit(exchange.request.target)
+        exchange.head = head_of(exchange.request)
+
+    def _find_carrier(self, exchange: Exchange) -> None:
+        connection = self._kept(exchange.request.target)
+        self._under_way[exchange] = connection or self._loop.create_task(self._begin_anew(exchange))
+
     def _admit(self, target: Target) -> None:
         """Refuse what can be refused without DNS. That depends on nothing but the policy, so it is looked at once."""
+        place = target.scheme, target.host, target.port
+        if place in self._admitted:
+            return
         try:
             admit(target, self._policy)
         except EgressRefused as exc:
             raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
         if len(self._admitted) >= _MAX_ADMITTED:
             self._admitted.clear()
-        self._admitted.add((target.scheme, target.host, target.port))
+        self._admitted.add(place)
 
-    async def _addresses(self, request: Request, timing: Timing, until: float) -> tuple[Address, ...]:
-        """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
-        target = request.target
+    def _kept(self, target: Target) -> Connection | None:
+        """A kept connection to where it may go, as far as that is known without asking."""
+        literal = target.literal
+        if literal is not None:
+            return self._idle.take(_key(literal, target))
         cached = self._resolver.cached(target.host)
-        if cached is None:
-            try:
-                async with asyncio.timeout_at(until):
-                    cached = await addresses_of(target.host, self._resolver, timing)
-            except TimeoutError as exc:
-                raise _late() from exc
-        return vetted(cached, target, self._policy)
+        return None if cached is None else self._kept_to(vetted(cached, target, self._policy), target)
 
-    def _kept(self, addresses: tuple[Address, ...], target: Target) -> Connection | None:
+    def _kept_to(self, addresses: tuple[Address, ...], target: Target) -> Connection | None:
         for address in addresses:
             connection = self._idle.take(_key(address, target))
             if connection is not None:
                 return connection
         return None
 
-    async def _open(self, addresses: tuple[Address, ...], request: Request, timing: Timing, until: float) -> Connection:
-        target = request.target
-        connection: Connection | None = None
+    async def _begin_anew(self, exchange: Exchange) -> None:
+        """Send what no kept connection was known for, or what one of them broke under."""
         try:
-            async with asyncio.timeout_at(until):
-                make = functools.partial(Connection, self._deadlines)
-                address, connection = await dial(addresses, target.port, make, timing, until=until)
-                connection.key = _key(address, target)
-                if target.scheme == "https":
-                    await connection.start_tls(self._context, target.host, timing)
-        except BaseException as exc:
-            if connection is not None:
-                connection.close()
-            if isinstance(exc, TimeoutError):
-                raise _late() from exc
+            async with asyncio.timeout_at(exchange.until):
+                addresses = await self._addresses(exchange)
+                connection: Connection | None = None
+                if not exchange.timing.reconnected:
+                    connection = self._kept_to(addresses, exchange.request.target)
+                connection = connection or await self._open(addresses, exchange)
+        except TimeoutError:
+            self._end(exchange, SendError(Outcome.TIMEOUT, "no complete answer within the deadline"))
+        except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
+            self._end(exchange, exc)
+        else:
+            self._carry(connection, exchange)
+
+    async def _addresses(self, exchange: Exchange) -> tuple[Address, ...]:
+        """Where it may go. Asked for every request: what a name stands for may have changed, and the policy decides."""
+        target = exchange.request.target
+        found = self._resolver.cached(target.host)
+        if found is None:
+            found = await addresses_of(target.host, self._resolver, exchange.timing)
+        return vetted(found, target, self._policy)
+
+    async def _open(self, addresses: tuple[Address, ...], exchange: Exchange) -> Connection:
+        target, timing = exchange.request.target, exchange.timing
+        make = functools.partial(Connection, self._deadlines, self._over.join)
+        address, connection = await dial(addresses, target.port, make, timing, until=exchange.until)
+        try:
+            connection.key = _key(address, target)
+            if target.scheme == "https":
+                await connection.start_tls(self._context, target.host, timing)
+        except BaseException:
+            connection.close()
             raise
         return connection
+
+    def _carry(self, connection: Connection, exchange: Exchange) -> None:
+        self._under_way[exchange] = connection
+        try:
+            connection.begin(exchange)
+        except Exception as exc:  # noqa: BLE001 - the others go all the same
+            self.abandon(exchange)
+            self._end(exchange, exc)
+
+    def _finish(self, connections: list[Connection]) -> None:
+        """Take the answers that have come in, or what there is in place of one."""
+        over: list[Exchange] = []
+        for connection in connections:
+            exchange = connection.exchange
+            if exchange is None:
+                # It was abandoned meanwhile.
+                continue
+            try:
+                exchange.answer = connection.finish()
+            except BrokenBeforeAnswer:
+                exchange.timing.reconnected = True
+                self._under_way[exchange] = self._loop.create_task(self._begin_anew(exchange))
+                continue
+            except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
+                exchange.answer = exc
+            del self._under_way[exchange]
+            self._keep(connection)
+            over.append(exchange)
+        for exchange in over:
+            exchange.over()
+
+    def _end(self, exchange: Exchange, answer: Response | Exception) -> None:
+        self._under_way.pop(exchange, None)
+        exchange.answer = answer
+        exchange.over()
 
     def _keep(self, connection: Connection) -> None:
         if connection.is_at_start:
@@ -176,10 +235,6 @@ def _key(address: Address, target: Target) -> Hashable:
     # Packed, since an address object takes its time to be hashed; a literal host says it already.
     packed = address.packed if target.literal is None else None
     return packed, target.port, target.scheme, target.host
-
-
-def _late() -> SendError:
-    return SendError(Outcome.TIMEOUT, "no complete answer within the deadline")
 
 
 def _httpx_error(outcome: Outcome, *, was_sent: bool) -> type[httpx.TransportError]:

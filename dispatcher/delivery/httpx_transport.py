@@ -22,9 +22,11 @@ from dispatcher.delivery.transport import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_PIECES,
+    Exchange,
     Request,
     Response,
     Timing,
+    Transport,
 )
 from dispatcher.egress import EgressPolicy, Target, admit
 from dispatcher.errors import ConfigError, EgressRefused, SendError
@@ -32,7 +34,7 @@ from dispatcher.headers import FRAMING
 from dispatcher.models import Outcome
 
 
-class HttpxTransport:
+class HttpxTransport(Transport):
     """Sends over httpx, one transport of one connection per request in flight.
 
     A shared httpcore pool looks at all connections for each request; with thousands of them that is
@@ -58,25 +60,45 @@ class HttpxTransport:
         self._ssl_context = ssl_context or ssl.create_default_context()
         self._proxy = None if proxy is None else _read_proxy(proxy)
         self._idle = IdleConnections[_Slot](limit=max_idle, expiry_s=idle_s)
+        self._under_way: dict[Exchange, asyncio.Task[None]] = {}
 
-    async def send(self, request: Request, timing: Timing) -> Response:
-        """Send a request and read its answer; see `Transport.send`."""
+    def begin(self, exchanges: Sequence[Exchange]) -> None:
+        """Send requests; see `Transport.begin`."""
+        for exchange in exchanges:
+            self._under_way[exchange] = asyncio.create_task(self._carry(exchange))
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Close the connection that carries it."""
+        task = self._under_way.pop(exchange, None)
+        if task is not None:
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """Close the idle connections; those in use close when their answer is there."""
+        self._idle.close()
+
+    async def _carry(self, exchange: Exchange) -> None:
+        try:
+            exchange.answer = await self._answer(exchange)
+        except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
+            exchange.answer = exc
+        del self._under_way[exchange]
+        exchange.over()
+
+    async def _answer(self, exchange: Exchange) -> Response:
+        request = exchange.request
         try:
             admit(request.target, self._policy)
         except EgressRefused as exc:
             raise SendError(Outcome.EGRESS_REFUSED, exc.detail) from exc
         slot = self._idle.take(_key(request.target)) or self._new_slot(request.target)
         try:
-            return await slot.exchange(request, timing)
+            return await slot.exchange(request, exchange.timing)
         finally:
             if slot.reusable:
                 self._idle.put(slot)
             else:
                 slot.close()
-
-    async def aclose(self) -> None:
-        """Close the idle connections; those in use close when their answer is there."""
-        self._idle.close()
 
     def _new_slot(self, target: Target) -> _Slot:
         dialer = Dialer(self._resolver, target, self._policy if self._proxy is None else None)

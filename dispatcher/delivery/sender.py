@@ -1,9 +1,13 @@
-"""One attempt: sign, send, judge, and report what is to be recorded."""
+"""Attempts: sign, send, judge, and report what is to be recorded.
+
+All that begin together, and all that end together, take each step together (`dispatcher.rounds`).
+"""
 
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 
 import structlog
@@ -14,10 +18,11 @@ from dispatcher.delivery import handshake
 from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.scrub import Scrubber, is_plain
 from dispatcher.delivery.signing import Signing, choose
-from dispatcher.delivery.transport import Request, Response, Timing, Transport
+from dispatcher.delivery.transport import Exchange, Request, Response, Timing, Transport
 from dispatcher.egress import Target
 from dispatcher.errors import EgressRefused, SendError
 from dispatcher.models import DeliveryKind, Outcome
+from dispatcher.rounds import Rounds, each
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import AttemptRecord, LeasedDelivery, Report
 from subscriptions.models import Headers
@@ -30,8 +35,35 @@ log = structlog.get_logger(__name__)
 _LINE = logs.Line("attempt", "account", "delivery", "attempt", "origin", "outcome", "status", "error", "duration_ms")
 
 
+class Attempt(Exchange):
+    """One attempt of a delivery: what it needs on its way, and what is to be recorded of it."""
+
+    __slots__ = ("_made", "account", "delivery", "error", "judged", "record", "report", "signing", "started", "target")
+
+    started: float
+    target: Target
+    signing: Signing
+    judged: retry.Answer
+    record: AttemptRecord
+
+    def __init__(self, delivery: LeasedDelivery, account: Account, made: Callable[[Attempt], None]) -> None:
+        """`made` is called when its request is over."""
+        super().__init__(Timing())
+        self.delivery = delivery
+        self.account = account
+        self._made = made
+        #: why it is no success, in words
+        self.error: str | None = None
+        #: what is to be settled; None where something of ours failed on the way to it
+        self.report: Report | None = None
+
+    def over(self) -> None:
+        """Its request is over."""
+        self._made(self)
+
+
 class Sender:
-    """Makes single attempts. It decides nothing: `retry.decide` does, when the report is settled."""
+    """Makes attempts. It decides nothing: `retry.decide` does, when the reports are settled."""
 
     def __init__(
         self,
@@ -50,56 +82,34 @@ class Sender:
         self._schedule = schedule
         self._handshakes = handshakes
         self._clock = clock
+        self._over = Rounds(self._conclude)
+        #: told of attempts that were made, each once, never before `begin` has returned
+        self.on_made: Callable[[Sequence[Attempt]], None] = lambda _attempts: None
 
-    async def send(self, delivery: LeasedDelivery, account: Account) -> Report:
-        """Make one attempt. Raises nothing but CancelledError: whatever goes wrong is in the report."""
+    def attempt(self, delivery: LeasedDelivery, account: Account) -> Attempt:
+        """An attempt that is about to begin."""
+        return Attempt(delivery, account, self._over.join)
+
+    def begin(self, attempts: Sequence[Attempt]) -> None:
+        """Make these attempts. Raises nothing: whatever goes wrong is in their reports."""
         started, now = time.monotonic(), self._clock()
-        timing, granted_rate = Timing(), None
-        try:
-            target = egress.parse(delivery.endpoint.url.reveal())
-            signing = choose(delivery, account, now=int(now * 1000))
-            request = self._request(delivery, target, signing, int(now))
-            response = await self._transport.send(request, timing)
-        except SendError as exc:
-            answer = retry.Answer(outcome=exc.outcome)
-            record = _record(answer, started, timing, error=exc.detail)
-        except EgressRefused as exc:
-            answer = retry.Answer(outcome=Outcome.EGRESS_REFUSED)
-            record = _record(answer, started, timing, error=exc.detail)
-        except (SecretError, SignatureError) as exc:
-            # The account's default secret was changed to one that cannot serve the task's schemes, or every secret
-            # of a subscription is over.
-            answer = retry.Answer(outcome=Outcome.INTERNAL_ERROR)
-            record = _record(answer, started, timing, error=f"cannot be signed: {exc}")
-        except Exception as exc:  # noqa: BLE001 - a fault of ours must not lose the delivery
-            # Only the kind is logged: the text of an unforeseen error may hold anything.
-            log.error("attempt_failed_inside", delivery=delivery.id, error=type(exc).__qualname__)
-            answer = retry.Answer(outcome=Outcome.INTERNAL_ERROR)
-            record = _record(answer, started, timing, error="the attempt failed inside the dispatcher")
-        else:
-            answer, refused = self._judge(delivery, response, other_secret=signing.other_secret)
-            if delivery.kind is DeliveryKind.HANDSHAKE:
-                granted_rate = handshake.granted_rate(_by_name(response))
-            kept: tuple[Headers, str | None] = response.headers, None
-            if not is_plain(response.headers, response.body):
-                scrubber = Scrubber(
-                    tuple(request.headers) if delivery.kind is DeliveryKind.HANDSHAKE else delivery.endpoint.headers,
-                    path=target.path,
-                    secrets=self._secrets(delivery, signing),
-                )
-                kept = scrubber.answer(response.headers, response.body)
-            record = _record(answer, started, timing, error=refused, kept=kept, truncated=not response.complete)
-        _observe(delivery, answer, record)
-        return Report(
-            delivery_id=delivery.id,
-            attempt=delivery.attempt,
-            answer=answer,
-            record=record,
-            schedule=self._schedule_of(delivery, account),
-            jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
-            granted_rate=granted_rate,
-            version=delivery.endpoint.version,
-        )
+        chosen = each(lambda attempt: self._choose(attempt, started, now), attempts, failed=_fail)
+        signed = each(lambda attempt: self._sign(attempt, int(now)), chosen, failed=_fail)
+        self._transport.begin(signed)
+
+    def abandon(self, attempt: Attempt) -> None:
+        """Cut it off; nobody is told of it any more."""
+        self._transport.abandon(attempt)
+
+    # Before the request
+
+    def _choose(self, attempt: Attempt, started: float, now: float) -> None:
+        attempt.started = started
+        attempt.target = egress.parse(attempt.delivery.endpoint.url.reveal())
+        attempt.signing = choose(attempt.delivery, attempt.account, now=int(now * 1000))
+
+    def _sign(self, attempt: Attempt, timestamp: int) -> None:
+        attempt.request = self._request(attempt.delivery, attempt.target, attempt.signing, timestamp)
 
     def _request(self, delivery: LeasedDelivery, target: Target, signing: Signing, timestamp: int) -> Request:
         deadline = delivery.endpoint.timeout or self._deadline
@@ -132,16 +142,76 @@ class Sender:
             headers.append(self._handshakes.named)
         return [*headers, *delivery.body.headers, *delivery.endpoint.headers]
 
-    def _judge(
-        self, delivery: LeasedDelivery, response: Response, *, other_secret: bool
-    ) -> tuple[retry.Answer, str | None]:
-        """What an answer says, and in words why it is no success although it looks like one."""
-        answer = judge(response, now=self._clock(), other_secret=other_secret)
-        if delivery.kind is not DeliveryKind.HANDSHAKE or answer.outcome is not Outcome.SUCCESS:
-            return answer, None
-        if self._handshakes.is_granted(_by_name(response)):
-            return answer, None
-        return replace(answer, outcome=Outcome.HTTP_ERROR), "the answer does not name us in WebHook-Allowed-Origin"
+    # After it
+
+    def _conclude(self, attempts: list[Attempt]) -> None:
+        now, ended = self._clock(), time.monotonic()
+        judged = each(lambda attempt: self._judge(attempt, now), attempts, failed=_log_fault)
+        recorded = each(lambda attempt: self._record(attempt, ended), judged, failed=_log_fault)
+        _observe(recorded)
+        each(self._report, recorded, failed=_log_fault)
+        self.on_made(attempts)
+
+    def _judge(self, attempt: Attempt, now: float) -> None:
+        """Say what an answer means, or what there is in place of one."""
+        if not isinstance(attempt.answer, Response):
+            outcome, attempt.error = _failure(attempt.answer, attempt.delivery)
+            attempt.judged = retry.Answer(outcome=outcome)
+            return
+        attempt.judged = judge(attempt.answer, now=now, other_secret=attempt.signing.other_secret)
+        is_handshake = attempt.delivery.kind is DeliveryKind.HANDSHAKE
+        if is_handshake and attempt.judged.outcome is Outcome.SUCCESS and not self._grants(attempt.answer):
+            attempt.judged = replace(attempt.judged, outcome=Outcome.HTTP_ERROR)
+            attempt.error = "the answer does not name us in WebHook-Allowed-Origin"
+
+    def _grants(self, response: Response) -> bool:
+        return self._handshakes.is_granted(_by_name(response))
+
+    def _record(self, attempt: Attempt, ended: float) -> None:
+        response = attempt.answer
+        kept: tuple[Headers, str | None] = (), None
+        truncated = False
+        if isinstance(response, Response):
+            truncated = not response.complete
+            kept = response.headers, None
+            if not is_plain(response.headers, response.body):
+                kept = self._scrubber(attempt).answer(response.headers, response.body)
+        attempt.record = AttemptRecord(
+            outcome=attempt.judged.outcome,
+            status=attempt.judged.status,
+            error=attempt.error,
+            started=attempt.started,
+            ended=ended,
+            truncated=truncated,
+            response_headers=kept[0],
+            response_body=kept[1],
+            timing=_stages(attempt.timing),
+        )
+
+    def _scrubber(self, attempt: Attempt) -> Scrubber:
+        delivery = attempt.delivery
+        is_handshake = delivery.kind is DeliveryKind.HANDSHAKE
+        return Scrubber(
+            tuple(attempt.request.headers) if is_handshake else delivery.endpoint.headers,
+            path=attempt.target.path,
+            secrets=self._secrets(delivery, attempt.signing),
+        )
+
+    def _report(self, attempt: Attempt) -> None:
+        delivery, response = attempt.delivery, attempt.answer
+        granted_rate: float | None = None
+        if delivery.kind is DeliveryKind.HANDSHAKE and isinstance(response, Response):
+            granted_rate = handshake.granted_rate(_by_name(response))
+        attempt.report = Report(
+            delivery_id=delivery.id,
+            attempt=delivery.attempt,
+            answer=attempt.judged,
+            record=attempt.record,
+            schedule=self._schedule_of(delivery, attempt.account),
+            jitter=random.uniform(-1, 1),  # noqa: S311 - spreads retries; nothing secret hangs on it
+            granted_rate=granted_rate,
+            version=delivery.endpoint.version,
+        )
 
     def _schedule_of(self, delivery: LeasedDelivery, account: Account) -> Sequence[float]:
         if delivery.kind is not DeliveryKind.MESSAGE:
@@ -178,27 +248,33 @@ def _by_name(response: Response) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers}
 
 
-def _record(
-    answer: retry.Answer,
-    started: float,
-    timing: Timing,
-    *,
-    error: str | None = None,
-    kept: tuple[Headers, str | None] = ((), None),
-    truncated: bool = False,
-) -> AttemptRecord:
-    """`kept` are headers and body of the answer, scrubbed."""
-    return AttemptRecord(
-        outcome=answer.outcome,
-        status=answer.status,
-        error=error,
-        started=started,
-        ended=time.monotonic(),
-        truncated=truncated,
-        response_headers=kept[0],
-        response_body=kept[1],
-        timing=_stages(timing),
-    )
+def _fail(attempt: Attempt, exc: Exception) -> None:
+    """There will be no request."""
+    attempt.answer = exc
+    attempt.over()
+
+
+def _log_fault(attempt: Attempt, exc: Exception) -> None:
+    # Without a report the lease stays in the database until it is found that nobody works on it.
+    # Only the kind is logged: the text of an unforeseen error may hold anything.
+    log.error("attempt_failed_inside", delivery=attempt.delivery.id, error=type(exc).__qualname__)
+
+
+def _failure(exc: Exception | None, delivery: LeasedDelivery) -> tuple[Outcome, str]:
+    """What there is in place of an answer, also in words."""
+    match exc:
+        case SendError():
+            return exc.outcome, exc.detail
+        case EgressRefused():
+            return Outcome.EGRESS_REFUSED, exc.detail
+        case SecretError() | SignatureError():
+            # The account's default secret was changed to one that cannot serve the task's schemes, or every secret
+            # of a subscription is over.
+            return Outcome.INTERNAL_ERROR, f"cannot be signed: {exc}"
+        case _:
+            # A fault of ours must not lose the delivery.
+            log.error("attempt_failed_inside", delivery=delivery.id, error=type(exc).__qualname__)
+            return Outcome.INTERNAL_ERROR, "the attempt failed inside the dispatcher"
 
 
 def _stages(timing: Timing) -> dict[str, float | bool] | None:
@@ -217,17 +293,21 @@ def _stages(timing: Timing) -> dict[str, float | bool] | None:
     return took or None
 
 
-def _observe(delivery: LeasedDelivery, answer: retry.Answer, record: AttemptRecord) -> None:
-    seconds = record.ended - record.started
-    metrics.attempts_of(answer.outcome).inc()
-    metrics.attempt_seconds.observe(seconds)
-    _LINE.write(
-        delivery.account,
-        delivery.id,
-        delivery.attempt,
-        delivery.endpoint.origin,
-        str(answer.outcome),
-        answer.status,
-        record.error,
-        round(seconds * 1000, 1),
-    )
+def _observe(attempts: Sequence[Attempt]) -> None:
+    """Count and log attempts."""
+    for outcome, count in Counter(attempt.record.outcome for attempt in attempts).items():
+        metrics.attempts_of(outcome).inc(count)
+    for attempt in attempts:
+        delivery, record = attempt.delivery, attempt.record
+        seconds = record.ended - record.started
+        metrics.attempt_seconds.observe(seconds)
+        _LINE.write(
+            delivery.account,
+            delivery.id,
+            delivery.attempt,
+            delivery.endpoint.origin,
+            str(record.outcome),
+            record.status,
+            record.error,
+            round(seconds * 1000, 1),
+        )

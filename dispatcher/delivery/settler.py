@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -39,10 +39,10 @@ class Settler:
         self._waiting: deque[Report] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, report: Report) -> None:
-        """Record this attempt soon, however long the database is away."""
-        self._waiting.append(report)
-        if self._task is None:
+    def add(self, reports: Iterable[Report]) -> None:
+        """Record these attempts soon, however long the database is away."""
+        self._waiting.extend(reports)
+        if self._waiting and self._task is None:
             self._task = asyncio.create_task(self._settle_all(), name="settler")
 
     async def join(self) -> None:

@@ -6,8 +6,9 @@ deadline over everything.
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -70,17 +71,72 @@ class Response(Discreet, frozen=True, kw_only=True, gc=False):
     complete: bool
 
 
-class Transport(Protocol):
-    """Sends one request, once."""
+class Exchange:
+    """A request on its way, and what comes of it."""
+
+    __slots__ = ("answer", "head", "request", "timing", "until")
+
+    request: Request
+    #: what a transport makes of it: how it begins on the wire, and its deadline on the event loop's clock
+    head: bytes
+    until: float
+
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
+        #: what came of it: an exception where there is no usable answer
+        self.answer: Response | Exception | None = None
+
+    def over(self) -> None:
+        """It has its answer."""
+        raise NotImplementedError
+
+
+class Transport(ABC):
+    """Sends requests, each once."""
+
+    @abstractmethod
+    def begin(self, exchanges: Sequence[Exchange]) -> None:
+        """Send these requests, and have each of them be `over` when its answer is there. Raises nothing.
+
+        Together they cost less than one by one (`dispatcher.rounds`).
+        """
+
+    @abstractmethod
+    def abandon(self, exchange: Exchange) -> None:
+        """Close what carries it; it will not be `over`. Nothing happens where it is."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close what is idle, and keep nothing open from now on."""
 
     async def send(self, request: Request, timing: Timing) -> Response:
-        """Send it and read the answer. `timing` is filled in as far as the attempt gets.
+        """Send one request and wait for its answer. `timing` is filled in as far as it gets.
 
         Raises:
             SendError: there was no usable answer; its detail holds nothing of the URL.
         """
-        ...
+        exchange = _Awaited(request, timing)
+        self.begin([exchange])
+        try:
+            await exchange.is_over
+        finally:
+            self.abandon(exchange)
+        if isinstance(exchange.answer, Response):
+            return exchange.answer
+        raise exchange.answer or AssertionError("an exchange is over and has no answer")
 
-    async def aclose(self) -> None:
-        """Close what is idle, and keep nothing open from now on."""
-        ...
+
+class _Awaited(Exchange):
+    """One that somebody waits for."""
+
+    __slots__ = ("is_over",)
+
+    def __init__(self, request: Request, timing: Timing) -> None:
+        super().__init__(timing)
+        self.request = request
+        self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def over(self) -> None:
+        """It has its answer."""
+        if not self.is_over.done():
+            self.is_over.set_result(None)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +28,14 @@ from dispatcher.config import Settings, load
 from dispatcher.delivery.handshake import Handshakes
 from dispatcher.delivery.http1_transport import Http1Transport
 from dispatcher.delivery.resolver import Resolver
-from dispatcher.delivery.sender import Sender
+from dispatcher.delivery.sender import Attempt, Sender
 from dispatcher.egress import EgressPolicy
 from dispatcher.installation import Installation, open_installation
 from dispatcher.models import Outcome, lane_of
 from dispatcher.processors.registry import load_processors
 from dispatcher.store import Store, accounts
-from dispatcher.store.records import LaneClaim, LeasedDelivery
+from dispatcher.store.accounts import Account
+from dispatcher.store.records import LaneClaim, LeasedDelivery, Report
 from scripts.benchmark.failures import BenchmarkFailed
 from scripts.benchmark.load import payload
 from scripts.benchmark.receivers import timing
@@ -143,7 +145,7 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
         while len(leased) < count:
             leased += (await store.lease([LaneClaim(lane=lane, limit=2 * AT_ONCE)])).deliveries
     with stage("send"):
-        reports = await _at_once(leased, lambda delivery: sender.send(delivery, account))
+        reports = await _sent(leased, sender, account)
     with stage("settle"):
         for start in range(0, count, AT_ONCE):
             await store.settle(reports[start : start + AT_ONCE])
@@ -151,6 +153,25 @@ async def _go_through(origin: str, count: int, store: Store, reader: Reader, sen
     if ledger["delivered"] != count or any(report.answer.outcome is not Outcome.SUCCESS for report in reports):
         raise BenchmarkFailed(f"of {count} deliveries {ledger['delivered']} were delivered")
     return stages
+
+
+async def _sent(leased: Sequence[LeasedDelivery], sender: Sender, account: Account) -> list[Report]:
+    waiting, reports = iter(leased), list[Report]()
+    all_made = asyncio.get_running_loop().create_future()
+
+    def begin(count: int) -> None:
+        sender.begin([sender.attempt(delivery, account) for delivery in islice(waiting, count)])
+
+    def on_made(attempts: Sequence[Attempt]) -> None:
+        reports.extend(attempt.report for attempt in attempts if attempt.report is not None)
+        begin(len(attempts))
+        if len(reports) == len(leased):
+            all_made.set_result(None)
+
+    sender.on_made = on_made
+    begin(AT_ONCE)
+    await all_made
+    return reports
 
 
 async def _at_once(items: Sequence[Item], work: Callable[[Item], Awaitable[Answer]]) -> list[Answer]:

@@ -5,6 +5,7 @@ respx stands in for the network here, and only here: it bypasses our transport, 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import hmac
@@ -72,6 +73,17 @@ async def sender() -> AsyncIterator[Sender]:
     await resolver.aclose()
 
 
+async def made(sender: Sender, delivery: LeasedDelivery, account: Account) -> Report:
+    """Make one attempt."""
+    waiting = asyncio.get_running_loop().create_future()
+    sender.on_made = waiting.set_result
+    sender.begin([sender.attempt(delivery, account)])
+    [attempt] = await waiting
+    assert attempt.report is not None
+    report: Report = attempt.report
+    return report
+
+
 async def attempt(
     sender: Sender,
     answer: httpx.Response | Exception,
@@ -86,7 +98,7 @@ async def attempt(
             route.mock(side_effect=answer)
         else:
             route.mock(return_value=answer)
-        report = await sender.send(delivery, account)
+        report = await made(sender, delivery, account)
         return report, route.calls.last.request
 
 
@@ -175,7 +187,7 @@ async def test_what_an_answer_says(
 async def test_a_secret_that_cannot_serve_the_scheme_is_told_not_shown(sender: Sender) -> None:
     delivery = unsigned(DELIVERY, schemes=("standard",))
     account = dataclasses.replace(ACCOUNT, default_secret=Secret("not base64!"))
-    report = await sender.send(delivery, account)
+    report = await made(sender, delivery, account)
     assert report.answer.outcome is Outcome.INTERNAL_ERROR
     assert "base64" in (report.record.error or "")
     assert "not base64!" not in (report.record.error or "")

@@ -59,12 +59,6 @@ class Process:
         assert self.engine.reserve(delivery.lane, delivery.size)
         return delivery
 
-    async def all_is_settled(self) -> None:
-        """Wait for what is being sent."""
-        while self.engine._sends:
-            await asyncio.wait(self.engine._sends)
-        await self.engine._settler.join()
-
     async def lose_session(self) -> None:
         """Another process ends the session, and frees what hangs on it; then the next heartbeat comes."""
         async with self.store.database.write() as connection:
@@ -106,6 +100,6 @@ async def test_what_was_leased_under_it_is_not_sent_under_the_next(
     with Receiver() as other:
         process.engine.hand_off(await process.leased(other))
         await asyncio.to_thread(other.wait_for, 1)
-        await process.all_is_settled()
+        await process.engine.settled()
     assert receiver.received == []
     assert await reconciled(process.store) == {"accepted": 2, "delivered": 1, "pending": 1}

@@ -46,8 +46,7 @@ class Told:
         self.answers[told.delivery_id] = settled
 
     def add(self, *reports: Report) -> None:
-        for one in reports:
-            self.settler.add(one)
+        self.settler.add(reports)
 
 
 async def leased(store: Store, count: int) -> list[LeasedDelivery]:

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from dispatcher.delivery.connection import Connection
 from dispatcher.delivery.engine import Engine
 from dispatcher.delivery.http1_transport import Http1Transport
-from dispatcher.delivery.sender import Sender
-from dispatcher.delivery.settler import Settler
+from dispatcher.delivery.sender import Attempt, Sender
+from dispatcher.delivery.transport import Response
 from dispatcher.store import Store, intake, publishing, settling, upkeep, work
 from dispatcher.store.database import Database
 
@@ -145,12 +144,6 @@ class Gauge:
         """What the last process left."""
         number: int = struct.unpack("q", file.read_bytes())[0]
         return number
-
-
-#: the delivery that this task sends, and the number of its attempt
-_sending: ContextVar[tuple[str, int]] = ContextVar("_sending")
-#: what came of it waits to be settled
-_is_to_be_settled: ContextVar[bool] = ContextVar("_is_to_be_settled")
 
 
 def wrap(owner: object, name: str, around: Callable[[Any], Any]) -> None:
@@ -346,20 +339,17 @@ def _watch_store(fuse: Fuse) -> None:
 def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
     """Stages of a request, and how many requests are under way."""
 
-    def attempt(original: Any) -> Any:
-        async def watched(self: Engine, *turn: Any) -> None:
-            _is_to_be_settled.set(False)
-            gauge.add(1)
-            await original(self, *turn)
-            if not _is_to_be_settled.get():
-                gauge.add(-1)
+    def begin(original: Any) -> Any:
+        def watched(self: Sender, attempts: Sequence[Attempt]) -> None:
+            gauge.add(len(attempts))
+            original(self, attempts)
 
         return watched
 
-    def add(original: Any) -> Any:
-        def watched(self: Settler, *attempt: Any) -> None:
-            _is_to_be_settled.set(True)
-            original(self, *attempt)
+    def on_made(original: Any) -> Any:
+        def watched(self: Engine, attempts: Sequence[Attempt]) -> None:
+            gauge.add(-sum(attempt.report is None for attempt in attempts))
+            original(self, attempts)
 
         return watched
 
@@ -370,50 +360,45 @@ def _watch_sends(fuse: Fuse, gauge: Gauge) -> None:
 
         return watched
 
-    def send(original: Any) -> Any:
-        async def watched(self: Sender, delivery: Any, account: Any) -> Any:
-            _sending.set((delivery.id, delivery.attempt))
-            return await original(self, delivery, account)
-
-        return watched
-
     def open_connection(original: Any) -> Any:
-        async def watched(self: Http1Transport, *args: Any, **kwargs: Any) -> Any:
-            connection = await original(self, *args, **kwargs)
-            fuse.passes(Stage.CONNECTED, deliveries=[_sending.get()])
+        async def watched(self: Http1Transport, addresses: Any, attempt: Attempt) -> Any:
+            connection = await original(self, addresses, attempt)
+            fuse.passes(Stage.CONNECTED, deliveries=[sent(attempt)])
             return connection
 
         return watched
 
     def write(original: Any) -> Any:
-        def watched(self: Connection, *args: Any) -> None:
-            original(self, *args)
-            asyncio.get_running_loop().call_soon(gone, self, _sending.get())
+        def watched(self: Connection, attempt: Attempt) -> None:
+            original(self, attempt)
+            asyncio.get_running_loop().call_soon(gone, self, attempt)
 
         return watched
 
-    def gone(connection: Connection, sent: tuple[str, int]) -> None:
+    def gone(connection: Connection, attempt: Attempt) -> None:
         # uvloop writes at the end of a turn of the loop.
         answer = connection._answer
-        if connection._transport is None or connection._is_lost or answer is None or answer.has_begun:
+        if connection.exchange is not attempt or connection._is_lost or answer is None or answer.has_begun:
             return
-        if connection._transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_soon(gone, connection, sent)
+        if connection._transport is None or connection._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_soon(gone, connection, attempt)
         else:
-            fuse.passes(Stage.SENT, deliveries=[sent])
+            fuse.passes(Stage.SENT, deliveries=[sent(attempt)])
 
-    def exchange(original: Any) -> Any:
-        async def watched(self: Http1Transport, *args: Any) -> Any:
-            response = await original(self, *args)
-            fuse.passes(Stage.ANSWERED, deliveries=[_sending.get()])
-            return response
+    def over(original: Any) -> Any:
+        def watched(self: Attempt) -> None:
+            if isinstance(self.answer, Response):
+                fuse.passes(Stage.ANSWERED, deliveries=[sent(self)])
+            original(self)
 
         return watched
 
-    wrap(Engine, "_attempt", attempt)
-    wrap(Settler, "add", add)
+    def sent(attempt: Attempt) -> tuple[str, int]:
+        return attempt.delivery.id, attempt.delivery.attempt
+
+    wrap(Sender, "begin", begin)
+    wrap(Engine, "_on_made", on_made)
     wrap(Engine, "_on_settled", on_settled)
-    wrap(Sender, "send", send)
     wrap(Http1Transport, "_open", open_connection)
-    wrap(Connection, "_send", write)
-    wrap(Http1Transport, "send", exchange)
+    wrap(Connection, "begin", write)
+    wrap(Attempt, "over", over)
