@@ -11,7 +11,7 @@ import pytest
 import structlog
 import trustme
 
-from tests.support import forking, new_databases, postgres
+from tests.support import compiling, forking, new_databases, postgres
 from tests.support.receiver import Receiver
 from tests.support.server import Server
 from tests.support.stores import Home
@@ -70,6 +70,14 @@ def _one_authority_is_enough(tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(folder / "ca.pem"))
         patch.setenv("SSL_CERT_DIR", str(folder / "none"))
+        # httpx asks this one where it is not to look at the environment
+        patch.setattr("certifi.where", lambda: str(folder / "ca.pem"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _statements_are_compiled_once() -> Iterator[None]:
+    with compiling.once():
         yield
 
 

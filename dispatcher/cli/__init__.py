@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -34,11 +35,15 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - the name is click's
         """One of them; None if there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command = get_command(import_module(f"dispatcher.cli.{COMMANDS[cmd_name]}").app)
-        command.name = cmd_name
-        return command
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+
+@cache
+def _command(name: str) -> Any:
+    """A command with all its options: typer takes longer to make it than most need for their work."""
+    command = get_command(import_module(f"dispatcher.cli.{COMMANDS[name]}").app)
+    command.name = name
+    return command
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)

@@ -13,6 +13,12 @@ from collections.abc import Iterator
 
 from tests.support.forking import ForkServer
 
+#: the senders, and what httpx imports only once it is used
+SENDERS = (
+    *("tests.conformance.good_senders", "tests.conformance.mutants", "tests.support.forking"),
+    *("anyio._backends._asyncio", "httpcore"),
+)
+
 
 class Nursery:
     """Where senders are forked."""
@@ -28,7 +34,7 @@ class Nursery:
 @contextlib.contextmanager
 def nursery() -> Iterator[Nursery]:
     """One nursery, which is gone afterwards, and all its senders with it."""
-    server = ForkServer("tests.conformance.good_senders", "tests.conformance.mutants")
+    server = ForkServer(*SENDERS)
     with contextlib.closing(server):
         yield Nursery(server)
 

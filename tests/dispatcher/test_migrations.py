@@ -29,6 +29,8 @@ from dispatcher.store.tables import accounts, attempts, bodies
 from subscriptions.keyring import Keyring
 from subscriptions.schema import metadata
 from subscriptions.secrets import Secret
+from tests.conftest import DATABASES
+from tests.support import new_databases
 from tests.support.stores import (
     ACCOUNT,
     LANE,
@@ -56,15 +58,26 @@ async def empty(bare_home: Home) -> AsyncIterator[Database]:
     await database.close()
 
 
-async def test_migrated_is_declared(empty: Database) -> None:
+@pytest.fixture(params=DATABASES)
+async def migrated(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    """A database of its own as the migrations leave it that were run on one with nothing in it: a copy of that."""
+    url = request.getfixturevalue("own_postgres_url") if request.param == "postgresql" else None
+    home = Home(data_dir=tmp_path / "data", database_url=url)
+    if home.is_embedded:
+        new_databases.place(home.data_dir)
+    database = Database(home.url)
+    yield database
+    await database.close()
+
+
+async def test_migrated_is_declared(migrated: Database) -> None:
     def compare(connection: sa.Connection) -> None:
-        migrations.upgrade(connection)
         context = MigrationContext.configure(connection, opts={"compare_type": True, "include_name": steps.is_declared})
         assert compare_metadata(context, metadata) == []
         indexes = {index["name"] for table in metadata.tables for index in sa.inspect(connection).get_indexes(table)}
         assert indexes == {index.name for table in metadata.tables.values() for index in table.indexes}
 
-    async with empty.setup() as connection:
+    async with migrated.setup() as connection:
         await connection.run_sync(compare)
 
 
@@ -84,9 +97,8 @@ async def index_definitions(connection: AsyncConnection) -> dict[str, str]:
     return {name: " ".join(text.replace('"', "").split()) for name, text in await connection.execute(sa.text(query))}
 
 
-async def test_partial_indexes_keep_their_conditions(empty: Database) -> None:
-    async with empty.setup() as connection:
-        await connection.run_sync(migrations.upgrade)
+async def test_partial_indexes_keep_their_conditions(migrated: Database) -> None:
+    async with migrated.setup() as connection:
         made = await index_definitions(connection)
         kind = connection.dialect.name
     for table in metadata.tables.values():
@@ -95,14 +107,13 @@ async def test_partial_indexes_keep_their_conditions(empty: Database) -> None:
             assert ("WHERE" in made[str(index.name)]) is (where is not None), index.name
 
 
-async def test_migrated_indexes_are_those_that_are_declared(empty: Database) -> None:
+async def test_migrated_indexes_are_those_that_are_declared(migrated: Database) -> None:
     """To the letter: a partial index is used only for a query that says the same words."""
-    async with empty.setup() as connection:
-        await connection.run_sync(migrations.upgrade)
-        migrated = await index_definitions(connection)
+    async with migrated.setup() as connection:
+        found = await index_definitions(connection)
         await connection.run_sync(metadata.drop_all)
         await connection.run_sync(metadata.create_all)
-        assert migrated == await index_definitions(connection)
+        assert found == await index_definitions(connection)
 
 
 async def definitions(connection: AsyncConnection) -> set[tuple[Any, ...]]:
@@ -129,15 +140,14 @@ async def definitions(connection: AsyncConnection) -> set[tuple[Any, ...]]:
     return {tuple(row) for row in rows if row[0] not in {"alembic_version", "sqlite_sequence"}}
 
 
-async def test_all_else_is_as_it_is_declared(empty: Database) -> None:
-    async with empty.setup() as connection:
-        await connection.run_sync(migrations.upgrade)
-        migrated = await definitions(connection)
+async def test_all_else_is_as_it_is_declared(migrated: Database) -> None:
+    async with migrated.setup() as connection:
+        found = await definitions(connection)
         await connection.run_sync(metadata.drop_all)
         await connection.run_sync(metadata.create_all)
         declared = await definitions(connection)
-    assert migrated - declared == set()
-    assert declared - migrated == set()
+    assert found - declared == set()
+    assert declared - found == set()
     assert len(declared) > 100
 
 
@@ -155,9 +165,8 @@ async def test_two_processes_may_begin_at_once(empty: Database) -> None:
     await asyncio.gather(upgrade(), upgrade())
 
 
-async def test_text_is_compared_byte_by_byte(empty: Database) -> None:
-    async with empty.setup() as connection:
-        await connection.run_sync(migrations.upgrade)
+async def test_text_is_compared_byte_by_byte(migrated: Database) -> None:
+    async with migrated.setup() as connection:
         await connection.execute(
             sa.insert(accounts), [{"id": name, "created_at": 1} for name in ("b", "B", "a-c", "aB", "é", "z")]
         )

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import LONG
 from tests.support.receiver import Receiver
 from tests.support.server import Server
 
-#: payloads that go in with one request
+#: payloads that go in with one request; the same in each run
 BATCH = 8
-EXAMPLES = 200
+EXAMPLES = 1_000 if LONG else 100
 DEPTH = 60
 
 spaces = st.text(alphabet=" \t\n\r", max_size=3).map(str.encode)
