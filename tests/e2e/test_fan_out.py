@@ -15,11 +15,11 @@ from tests.support.server import Server, until
 from tests.support.subscribers import PATH, body_of, subscribe
 
 #: subscriptions to one event, of which more than 500 are fanned out step by step
-SUBSCRIBERS = 540
+SUBSCRIBERS = 700
 #: of them, deleted while the event is fanned out
 DELETED = 40
 #: deliveries that are made before the process is killed
-BEFORE_KILL = 60
+BEFORE_KILL = 200
 #: in a batch; more than have their deliveries made at once, and as many of which each makes two
 EVENTS, PAIRS = 540, 270
 

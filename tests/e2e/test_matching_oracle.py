@@ -1,8 +1,7 @@
-"""3,000 events to 50 subscriptions: who gets which is exactly what an oracle says that shares no code with us.
+"""10,000 events to 50 subscriptions: who gets which is exactly what an oracle says that shares no code with us.
 
 The oracle matches patterns by regular expressions and filters by plain Python. The same answer is then looked for in
-four places: what the publisher was told, what the database holds, what the API lists, and what arrived by HTTP. The
-oracle itself is checked to have had something to say of each filter. With `TESTS_LONG=1` there are 10,000 events.
+four places: what the publisher was told, what the database holds, what the API lists, and what arrived by HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import LONG
 from tests.support.api import Json
 from tests.support.ledgers import ask, reconciles
 from tests.support.receiver import Receiver
@@ -31,10 +29,10 @@ from tests.support.subscribers import PATH, subscribe
 SEED = 10_000
 #: seconds that fifty thousand deliveries may take on a busy machine
 ALL_OF_IT = 400.0
-EVENTS = 10_000 if LONG else 3_000
+EVENTS = 10_000
 #: Events in a batch, by turns: the deliveries of a small one are made at once, of a large one step by step, with a rest
 #: after each step.
-IN_BATCH = (*(100,) * 20, 400)
+IN_BATCH = (*(100,) * 30, 400)
 SUBSCRIPTIONS = 50
 
 
@@ -244,7 +242,7 @@ class Event:
 
 
 @pytest.mark.timeout(900)
-def test_thousands_of_events_reach_exactly_those_that_an_oracle_names(start_server: Callable[..., Server]) -> None:
+def test_ten_thousand_events_reach_exactly_those_that_an_oracle_names(start_server: Callable[..., Server]) -> None:
     chance = random.Random(SEED)
     server = start_server()
     with ExitStack() as stack:
@@ -287,7 +285,7 @@ def test_thousands_of_events_reach_exactly_those_that_an_oracle_names(start_serv
         # what the API says of some of them, one by one: of one that nobody wants, too
         unwanted = [event for event in events if not numbers[event.told["id"]]]
         assert unwanted, "every event found somebody: the patterns are too wide to prove anything"
-        for event in [*events[:: EVENTS // 20], *unwanted[:5]]:
+        for event in [*events[::500], *unwanted[:5]]:
             shown = client.get(f"/events/{event.told['id']}").json()
             assert (shown["deliveries"], shown["skipped"]) == (event.told["deliveries"], event.told["skipped"])
             assert shown["fan_out"] == "complete"
@@ -380,8 +378,8 @@ def check_the_oracle(
     assert len(events) == EVENTS
     assert len(owners) == SUBSCRIPTIONS
     assert {owner.judge for owner in owners} >= {judge for _, judge in FILTERS}
-    assert len(yes) > 2 * EVENTS
-    assert len(skips) > EVENTS / 10
+    assert len(yes) > 20_000
+    assert len(skips) > 1_000
     said: dict[str, set[str]] = {}
     for text, judge in FILTERS:
         everything = Owner(id="", patterns=(re.compile(".*"),), judge=judge)
@@ -395,7 +393,7 @@ def check_the_oracle(
 def check_lists(client: httpx.Client, owners: list[Owner], yes: set[tuple[str, str]]) -> None:
     """The list of a subscription's deliveries has each of its events once."""
     number = Counter(owner for owner, _ in yes)
-    short = [owner for owner in owners if 0 < number[owner.id] < EVENTS / 10]
+    short = [owner for owner in owners if 0 < number[owner.id] < 1_000]
     assert len(short) >= 5
     for owner in short[:5]:
         found: list[str] = []

@@ -28,7 +28,7 @@ from tests.support.server import Server, until
 from tests.support.subscribers import PATH, publish, subscribe, subscription
 
 #: published while the secrets change
-EVENTS = 312
+EVENTS = 520
 #: one in so many goes to every endpoint, the others to those with the default schemes only
 EVERY = 13
 #: what endpoints refuse with
