@@ -76,6 +76,10 @@ class StoreContended(StoreUnavailable):
     """Another process was at the same rows in the same moment. Nothing was stored; the same again is likely to be."""
 
 
+class LeaseChanged(StoreContended):
+    """A lease is not as it was remembered. Nothing was stored; tried again, it is read."""
+
+
 class LeaseLost(StoreError):
     """The row is no longer ours to change: its lease ended, or another attempt has it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from json.encoder import encode_basestring_ascii
 from select import PIPE_BUF
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import msgspec
 import structlog
@@ -31,6 +32,24 @@ _WRITTEN: dict[type, Callable[[Any], str]] = {
 }
 #: lines that come by the thousand are written by hand
 _by_hand = False
+
+
+class _Stderr(io.TextIOBase):
+    """Where log lines go. That nobody reads a pipe any more, or that a disk is full, stops no delivery."""
+
+    def write(self, text: str) -> int:
+        """Write it, if it can be written."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+_stderr = _Stderr()
 
 
 class Line:
@@ -54,10 +73,10 @@ class Line:
             line = self._form % (*(_WRITTEN[type(value)](value) for value in row), now)
             if len(piece) + len(line) > PIPE_BUF:
                 # In a pipe that others write to as well, no longer piece is sure to stay in one.
-                sys.stderr.write(piece)
+                _stderr.write(piece)
                 piece = ""
             piece += line
-        sys.stderr.write(piece)
+        _stderr.write(piece)
 
 
 def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
@@ -79,7 +98,7 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
     structlog.configure(
         processors=[*shared, *plain, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _stderr)),
         cache_logger_on_first_use=True,
     )
     # Where nobody reads it, structlog drops it.
@@ -88,7 +107,7 @@ def configure(*, level: str, style: Literal["auto", "json", "console"]) -> None:
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *plain, renderer],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_stderr)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]

@@ -63,6 +63,8 @@ class AnswerReader:
 
     def __init__(self, *, has_body: bool = True) -> None:
         self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]]
+        self._body: list[bytes]
         self._begin(has_body=has_body)
 
     def following(self, *, has_body: bool = True) -> AnswerReader:
@@ -77,6 +79,7 @@ class AnswerReader:
         return self
 
     def _begin(self, *, has_body: bool) -> None:
+        self.release()
         self._has_body = has_body
         #: of the final answer, once its head is whole; 0 before
         self.status = 0
@@ -90,8 +93,6 @@ class AnswerReader:
         self.has_leftover = False
         #: another request may follow over the same connection
         self.keeps_alive = False
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
         self._body_bytes = 0
         self._pieces = 0
         #: bytes that came, interim answers and framing included
@@ -156,6 +157,10 @@ class AnswerReader:
             body=body[:MAX_BODY_BYTES],
             complete=not self._is_broken and len(body) <= MAX_BODY_BYTES,
         )
+
+    def release(self) -> None:
+        """Hold nothing of the answer any more, once it was taken."""
+        self._headers, self._body = [], []
 
     def _break(self, detail: str) -> None:
         """It is broken here. After a whole head that is the body's matter only."""

@@ -172,6 +172,11 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def forget_answer(self) -> None:
+        """Hold nothing of the last answer: it may be long until the next one."""
+        if self._answer is not None:
+            self._answer.release()
+
     def keep_session(self) -> None:
         """Let the next connection to this host begin with what this one agreed on."""
         if self._tls is not None and self._transport is not None:

@@ -48,6 +48,8 @@ MIN_RETRY = 0.05
 MIN_TIMER = 0.001
 #: seconds that a delivery is put off whose account's settings cannot be opened
 UNREADABLE_DELAY = 300.0
+#: rounds of the event loop from the last byte of an answer until it is heard here
+HANDED_ON = 3
 #: seconds between scans for work that no hint told of
 SCAN_INTERVAL = 60.0
 #: seconds between scans at least
@@ -106,6 +108,8 @@ class Engine:
         #: due work waits for memory, or for the session's heartbeat
         self._starved = False
         self._stopping = False
+        #: nothing is begun any more, not even what has its turn
+        self._has_stopped = False
 
     # Life
 
@@ -131,6 +135,10 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, grace)):
                 await self.settled()
+        for _ in range(HANDED_ON):
+            # What has its answer by now is heard.
+            await asyncio.sleep(0)
+        self._has_stopped = True
         for attempt in self._under_way:
             self._sender.abandon(attempt)
         self._under_way.clear()
@@ -310,6 +318,8 @@ class Engine:
 
     def _begin(self, ready: Sequence[tuple[Turn, Account]]) -> None:
         """Have attempts made, but of those that must not be sent any more."""
+        if self._has_stopped:
+            return
         attempts: list[Attempt] = []
         for turn, account in ready:
             if not self._may_be_sent(turn.delivery):
@@ -337,13 +347,14 @@ class Engine:
             account = await until_available(lambda: self._accounts.get(delivery.account))
             is_current = _is_fresh(delivery) or await until_available(lambda: self._store.is_current(delivery.endpoint))
         except KeyringError:
-            log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
             self._send_back(turn, delay=UNREADABLE_DELAY)
+            log.error("account_unreadable", account=delivery.account, advice="the keyring lacks the key that sealed it")
         except Exception:
             # Whatever it was, the lease is still in the database, and the scan frees leases nobody knows.
-            log.exception("delivery_failed_inside", delivery=delivery.id)
             self._known.discard(delivery.id)
             self._finish(turn, None)
+            self._pump_soon()
+            log.exception("delivery_failed_inside", delivery=delivery.id)
         else:
             if is_current:
                 self._ready.join((turn, account))
@@ -363,18 +374,13 @@ class Engine:
 
     def _on_made(self, attempts: Sequence[Attempt]) -> None:
         """Learn from answers, have them settled, and let others have the slots."""
-        reports: list[Report] = []
-        for attempt in attempts:
-            turn = self._under_way.pop(attempt, None)
-            if turn is None:
-                # A stop has cut it off.
-                continue
-            if attempt.report is None:
+        # A stop has cut off those whose turn is not known any more.
+        over = [(turn, attempt.report) for attempt in attempts if (turn := self._under_way.pop(attempt, None))]
+        self._settler.add([report for _, report in over if report is not None])
+        for turn, report in over:
+            if report is None:
                 self._known.discard(turn.delivery.id)
-            else:
-                reports.append(attempt.report)
-            self._finish(turn, attempt.report)
-        self._settler.add(reports)
+            self._finish(turn, report)
         if not self._under_way:
             self._all_made.set()
         self._pump()

@@ -161,6 +161,11 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
                 connection = connection or await self._open(addresses, exchange)
         except TimeoutError:
             self._end(exchange, SendError(Outcome.TIMEOUT, "no complete answer within the deadline"))
+        except asyncio.CancelledError:
+            if exchange not in self._under_way:
+                # It was abandoned.
+                raise
+            self._end(exchange, SendError(Outcome.CONNECTION_ERROR, "no connection could be made"))
         except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
             self._end(exchange, exc)
         else:
@@ -197,25 +202,22 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
 
     def _finish(self, connections: list[Connection]) -> None:
         """Take the answers that have come in, or what there is in place of one."""
-        over: list[Exchange] = []
+        answered: list[tuple[Exchange, Response | Exception]] = []
         for connection in connections:
             exchange = connection.exchange
             if exchange is None:
                 # It was abandoned meanwhile.
                 continue
             try:
-                exchange.answer = connection.finish()
+                answered.append((exchange, connection.finish()))
             except BrokenBeforeAnswer:
                 exchange.timing.reconnected = True
                 self._under_way[exchange] = self._loop.create_task(self._begin_anew(exchange))
-                continue
             except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
-                exchange.answer = exc
-            del self._under_way[exchange]
-            self._keep(connection)
-            over.append(exchange)
-        for exchange in over:
-            exchange.over()
+                answered.append((exchange, exc))
+        each(self._keep, connections, failed=_close)
+        for exchange, answer in answered:
+            self._end(exchange, answer)
 
     def _end(self, exchange: Exchange, answer: Response | Exception) -> None:
         self._under_way.pop(exchange, None)
@@ -224,10 +226,15 @@ class Http1Transport(Transport, httpx.AsyncBaseTransport):
 
     def _keep(self, connection: Connection) -> None:
         if connection.is_at_start:
+            connection.forget_answer()
             connection.keep_session()
             self._idle.put(connection)
         else:
             connection.close()
+
+
+def _close(connection: Connection, _error: Exception) -> None:
+    connection.close()
 
 
 def _key(address: Address, target: Target) -> Hashable:

@@ -80,6 +80,11 @@ class HttpxTransport(Transport):
     async def _carry(self, exchange: Exchange) -> None:
         try:
             exchange.answer = await self._answer(exchange)
+        except asyncio.CancelledError:
+            if exchange not in self._under_way:
+                # It was abandoned.
+                raise
+            exchange.answer = SendError(Outcome.CONNECTION_ERROR, "the connection broke before an answer")
         except Exception as exc:  # noqa: BLE001 - whoever sends it judges it
             exchange.answer = exc
         del self._under_way[exchange]

@@ -146,11 +146,14 @@ class Sender:
 
     def _conclude(self, attempts: list[Attempt]) -> None:
         now, ended = self._clock(), time.monotonic()
-        judged = each(lambda attempt: self._judge(attempt, now), attempts, failed=_log_fault)
-        recorded = each(lambda attempt: self._record(attempt, ended), judged, failed=_log_fault)
-        _observe(recorded)
-        each(self._report, recorded, failed=_log_fault)
-        self.on_made(attempts)
+        try:
+            judged = each(lambda attempt: self._judge(attempt, now), attempts, failed=_log_fault)
+            recorded = each(lambda attempt: self._record(attempt, ended), judged, failed=_log_fault)
+            reported = each(self._report, recorded, failed=_log_fault)
+        finally:
+            # Whatever failed, their places are free.
+            self.on_made(attempts)
+        _observe(reported)
 
     def _judge(self, attempt: Attempt, now: float) -> None:
         """Say what an answer means, or what there is in place of one."""

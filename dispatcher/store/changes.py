@@ -118,6 +118,7 @@ async def _latest(tx: Transaction, task: sa.RowMapping) -> sa.Row[Any] | None:
 
 
 async def _mark(tx: Transaction, delivery_id: str, mark: Mark) -> None:
+    tx.leases.forget([delivery_id])
     await tx.connection.execute(sa.update(deliveries).where(deliveries.c.id == delivery_id).values(mark=mark))
 
 

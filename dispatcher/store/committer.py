@@ -25,7 +25,7 @@ from tenacity import (
 )
 
 from dispatcher import metrics
-from dispatcher.errors import StoreContended, StoreUnavailable
+from dispatcher.errors import LeaseChanged, StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
 from dispatcher.store import ledger, sessions
 from dispatcher.store.clock import DatabaseClock
@@ -336,6 +336,9 @@ class Committer:
         for _ in range(MAX_TRIES - 1):
             try:
                 return await self._transact(batch)
+            except LeaseChanged:
+                # It is read now, and held.
+                continue
             except StoreContended:
                 await asyncio.sleep(random.uniform(0, MAX_PAUSE))  # noqa: S311 - so that two do not meet again
         return await self._transact(batch)

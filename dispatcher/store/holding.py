@@ -253,7 +253,8 @@ async def _mark_leased(tx: Transaction, row: sa.RowMapping) -> None:
         )
         .with_for_update(skip_locked=True)
     )
-    await tx.connection.execute(sa.update(deliveries).where(deliveries.c.id.in_(leased)).values(mark=Mark.CANCEL))
+    mark = sa.update(deliveries).where(deliveries.c.id.in_(leased)).values(mark=Mark.CANCEL).returning(deliveries.c.id)
+    tx.leases.forget(await tx.connection.scalars(mark))
 
 
 async def end_holds(tx: Transaction, limits: Sequence[int]) -> list[int]:

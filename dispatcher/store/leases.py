@@ -62,7 +62,7 @@ class Leases:
         return row
 
     def forget(self, ids: Iterable[str]) -> None:
-        """These are over."""
+        """These are over, or have been marked."""
         for id_ in ids:
             self._rows.pop(id_, None)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from dispatcher import retry
-from dispatcher.errors import LeaseLost, StoreContended
+from dispatcher.errors import LeaseChanged, LeaseLost
 from dispatcher.models import TERMINAL_STATES, DeliveryKind, DeliveryState, Mark, Outcome
 from dispatcher.store import endpoints, holding, ordering
 from dispatcher.store.committer import Transaction
@@ -310,7 +310,7 @@ async def _write(tx: Transaction, outcomes: Sequence[_Outcome], known: dict[str,
 
     def must_be_all(settled: int, _rows: list[Any]) -> None:
         if settled != len(outcomes):
-            raise StoreContended("a lease is no longer as it was taken")
+            raise LeaseChanged("a lease is no longer as it was taken")
 
     await tx.leave(
         (_ATTEMPT, attempt_rows),

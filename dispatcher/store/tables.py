@@ -170,7 +170,7 @@ is_processing = _in_state(tasks.c.state, "processing")
 _partial_index("ix_tasks_queued", tasks.c.type, tasks.c.due_at, where=is_queued)
 _partial_index("ix_tasks_processing", tasks.c.lease_until, where=is_processing)
 _partial_index(
-    "ix_tasks_window",
+    "ix_tasks_window_end",
     tasks.c.window_end,
     # Most have none; what decides that stands first.
     where=sa.and_(tasks.c.window_end.is_not(None), tasks.c.callback_url.is_not(None)),

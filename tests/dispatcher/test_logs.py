@@ -83,6 +83,26 @@ def test_lines_of_several_processes_stay_whole_in_one_pipe() -> None:
         assert [len(line["error"]) for line in lines if line["process"] == name] == [*range(100)] * 50
 
 
+def test_a_log_that_nobody_reads_any_more_stops_nothing() -> None:
+    program = (
+        "import sys, structlog; from dispatcher import logs\n"
+        "logs.configure(level='info', style='json')\n"
+        "sys.stdin.read()\n"
+        "logs.Line('attempt', 'error').write([(None,)] * 100)\n"
+        "structlog.get_logger('x').info('one of ours')\n"
+        "import logging; logging.getLogger('theirs').warning('one of theirs')\n"
+        "print('goes on')"
+    )
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writing, text=True
+    )
+    os.close(writing)
+    os.close(reading)
+    said, _ = process.communicate(timeout=60)
+    assert said == "goes on\n"
+
+
 def test_people_get_their_own_form() -> None:
     usual, by_hand, _ = _said("info", "console")
     assert "outcome" in by_hand

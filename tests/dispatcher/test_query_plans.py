@@ -59,7 +59,7 @@ GROWING = (
 )
 #: for a statement with these words, the index that it has to use: any other grows with what waits, or with the account
 WANTED = {
-    "tasks.callback_url IS NOT NULL AND tasks.window_end <= ?": "ix_tasks_window",
+    "tasks.callback_url IS NOT NULL AND tasks.window_end <= ?": "ix_tasks_window_end",
     "deliveries.lane = ? AND deliveries.order_key = ? AND deliveries.state IN ('pending'": "ix_deliveries_ordered",
     "WHERE deliveries.lane = ? AND deliveries.order_key = ? AND deliveries.seq IS NOT NULL": "ix_deliveries_in_turn",
     "deliveries.due_at IS NULL AND deliveries.seq IS NOT NULL AND deliveries.lane = ?": "ix_deliveries_behind",

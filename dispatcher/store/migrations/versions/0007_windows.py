@@ -18,6 +18,7 @@ def upgrade() -> None:
     """Apply this step."""
     if op.get_bind().dialect.name == "postgresql":
         op.execute(f"SET LOCAL lock_timeout = {LOCK_WITHIN}")
-    op.drop_index("ix_tasks_window", "tasks")
     has_one = sa.text("window_end IS NOT NULL AND callback_url IS NOT NULL")
-    op.create_index("ix_tasks_window", "tasks", ["window_end"], sqlite_where=has_one, postgresql_where=has_one)
+    op.create_index("ix_tasks_window_end", "tasks", ["window_end"], sqlite_where=has_one, postgresql_where=has_one)
+    # At last, since from here on nobody reads the table before the end of the transaction.
+    op.drop_index("ix_tasks_window", "tasks")
