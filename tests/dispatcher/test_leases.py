@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -100,14 +101,25 @@ def leased_again(leased: LeasedDelivery, id_: str) -> LeasedDelivery:
     return type(leased)(**{name: getattr(leased, name) for name in leased.__struct_fields__} | {"id": id_})
 
 
-async def test_a_mark_that_came_meanwhile_is_applied(store: Store, read: list[str]) -> None:
+async def test_a_mark_that_came_meanwhile_is_applied(
+    store: Store, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read, then, and nothing is written twice."""
     tasks = [new_task() for _ in range(3)]
     await accept(store, *tasks)
     leased = {one.id: one for one in await lease(store)}
+    transact, transactions = store._committer._transact, list[int]()
+
+    async def watched(batch: list[Any]) -> list[Any]:
+        transactions.append(len(batch))
+        return await transact(batch)
+
+    monkeypatch.setattr(store._committer, "_transact", watched)
     await store._committer.write(cancel, Cancellation(account=ACCOUNT, task_id=tasks[1].id))
     states = [(await settle(store, leased[task.delivery_id], Outcome.TIMEOUT, None)).state for task in tasks]
     assert states == [DeliveryState.PENDING, DeliveryState.CANCELLED, DeliveryState.PENDING]
     assert read == [tasks[1].delivery_id]
+    assert transactions == [1, 1, 1, 1]
     assert await reconciled(store) == {"accepted": 3, "pending": 2, "cancelled": 1}
     [row] = await delivery_rows(store, id=tasks[1].delivery_id)
     assert (row["mark"], row["session"]) == (None, None)
