@@ -16,11 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
 from dispatcher import metrics, tokens
 from dispatcher.api.acceptance import Acceptance, Parcel
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.hot import accepted
+from dispatcher.api.intake import Intake
 from dispatcher.api.reading import header, read_body
 from dispatcher.api.services import Services
 from dispatcher.config import Settings
@@ -426,3 +428,32 @@ async def test_every_place_is_given_back_though_one_of_them_fails() -> None:
     faulty = Faulty("store bcd", f"cancel {lane('b')}")
     assert await submitted(faulty, "a", "bcd") == ["stored", "StoreUnavailable"]
     assert (faulty.handed_off, faulty.lanes) == ([lane("a")], [])
+
+
+class Asking:
+    """A request without a token, whose connection takes no answer if it is broken."""
+
+    def __init__(self, *, broken: bool) -> None:
+        self.scope: dict[str, Any] = {"method": "POST", "headers": []}
+        self.statuses: list[int] = []
+        self._broken = broken
+
+    def whole_body(self) -> bytes | None:
+        return b""
+
+    def wait(self) -> None:
+        self.statuses.append(0)
+
+    def answer(self, response: Response) -> None:
+        if self._broken:
+            raise RuntimeError
+        self.statuses.append(response.status_code)
+
+
+async def test_one_that_cannot_be_answered_is_no_matter_of_the_others(installation: Installation) -> None:
+    services = cast("Services", SimpleNamespace(**vars(Faulty().services), auth=Authenticator(installation)))
+    intake, visits = Intake(services), [Asking(broken=broken) for broken in (False, True, False)]
+    for visit in visits:
+        intake.take(visit)
+    await asyncio.sleep(0)
+    assert [visit.statuses for visit in visits] == [[401], [], [401]]
