@@ -215,7 +215,8 @@ class Visit(RequestResponseCycle):
 
     def is_heard(self) -> bool:
         """Whether the caller takes its answer now."""
-        if self.disconnected:
+        if self.disconnected or self.transport.is_closing():
+            # Uvicorn says of a connection's last request only that its caller has gone.
             self.end()
             return False
         if self.flow.write_paused:

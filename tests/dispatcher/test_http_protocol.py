@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.testing import capture_logs
 
 from dispatcher.api.app import Front
 from dispatcher.api.hot import Visit
 from dispatcher.api.reading import read_body
+from dispatcher.serving.http_protocol import HttpProtocol
 from dispatcher.serving.http_server import HttpServer
 from tests.support.patience import PROMPTLY
 
@@ -196,6 +199,29 @@ async def test_a_caller_that_leaves_is_answered_nothing() -> None:
         desk.go_on_together()
         while server.server_state.tasks:  # noqa: ASYNC110 - it is what a stop sees
             await asyncio.sleep(0)
+
+
+def test_a_caller_that_leaves_while_it_is_answered_is_no_fault_of_ours() -> None:
+    async def leave() -> None:
+        desk = Desk()
+        async with desk.open() as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post("/slow-together") * 3)
+            await desk.arrived.wait()
+            writer.close()
+            desk.go_on_together()
+            # The second one has its turn, and the connection reads on: nobody is there any more.
+            while server.server_state.connections:  # noqa: ASYNC110 - it is what the server sees
+                await asyncio.sleep(0.01)
+            assert len(desk.visits) == 2
+            desk.go_on_together()
+            while server.server_state.tasks:  # noqa: ASYNC110 - it is what a stop sees
+                await asyncio.sleep(0)
+
+    # as in production: to write to a transport of uvloop that is closed is a fault
+    with capture_logs() as logged, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(leave())
+    assert logged == []
 
 
 async def test_a_body_that_is_still_to_come_is_waited_for() -> None:
