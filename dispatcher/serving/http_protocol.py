@@ -50,7 +50,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse what came, unless the connection was closed since."""
         if self.transport.is_closing():
             return
-        if len(data) > HIGH_WATER_LIMIT:
+        if len(data) > HIGH_WATER_LIMIT and not self.flow.read_paused:
             self.transport.resume_reading()
         super().data_received(data)
 

@@ -251,6 +251,26 @@ async def test_a_large_body_is_read_to_its_end() -> None:
         writer.close()
 
 
+async def test_a_large_piece_does_not_let_in_what_has_to_wait() -> None:
+    desk = Desk()
+    async with desk.open() as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/slow-together"))
+        await desk.arrived.wait()
+        [connection] = server.server_state.connections
+        assert isinstance(connection, HttpProtocol)
+        # both in one round, as two reads of a round bring them
+        connection.data_received(post("/echo"))
+        connection.data_received(post("/echo", LARGE))
+        await asyncio.sleep(0)
+        assert connection.flow.read_paused
+        assert not connection.transport.is_reading()
+        desk.go_on_together()
+        assert [(await answer(reader))[1] for _ in range(3)] == [b"done", b"", LARGE]
+        assert connection.transport.is_reading()
+        writer.close()
+
+
 async def test_requests_of_all_kinds_are_answered_in_their_order() -> None:
     desk = Desk()
     desk.go_on.set()
