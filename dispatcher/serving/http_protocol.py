@@ -59,7 +59,12 @@ class HttpProtocol(HttpToolsProtocol):
         visit = self._visit()
         if visit is None:
             super().on_headers_complete()
-            return
+        else:
+            self._give_turn(visit)
+        # The request has its headers. What comes after its body is none of them (RFC 9110, 6.5.1).
+        self.headers = []
+
+    def _give_turn(self, visit: Visit) -> None:
         before, self.cycle = self.cycle, visit
         if _is_over(before):
             visit.begin()

@@ -35,12 +35,15 @@ class Desk:
         self.go_on = asyncio.Event()
         self.left = asyncio.Event()
         self.visits: list[Visit] = []
+        #: the headers of each request that was slow
+        self.headers: list[list[tuple[bytes, bytes]]] = []
 
     async def large(self, _request: Request) -> Response:
         self.answered += 1
         return Response(LARGE)
 
-    async def slow(self, _request: Request) -> Response:
+    async def slow(self, request: Request) -> Response:
+        self.headers.append(request.scope["headers"])
         self.arrived.set()
         await self.go_on.wait()
         return Response(b"done", status_code=202)
@@ -61,6 +64,7 @@ class Desk:
 
     def take_slow(self, visit: Visit) -> None:
         self.visits.append(visit)
+        self.headers.append(visit.scope["headers"])
         self.arrived.set()
 
     def go_on_together(self) -> None:
@@ -294,6 +298,22 @@ async def test_what_is_no_http_harms_only_its_own_line() -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 " if number % 2 else b"HTTP/1.1 200 ")
             writer.close()
+
+
+@pytest.mark.parametrize("path", ["/slow", "/slow-together", "/plain"])
+async def test_what_follows_a_body_is_no_header(path: str) -> None:
+    """Whoever stands before us, and looks at the headers, does not see it (RFC 9110 §6.5.1)."""
+    desk = Desk()
+    desk.go_on.set()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode()
+        writer.write(head + b"1\r\nx\r\n0\r\nAuthorization: Bearer late\r\n\r\n")
+        await desk.arrived.wait()
+        desk.go_on_together()
+        assert (await answer(reader))[1] == b"done"
+        assert desk.headers == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+        writer.close()
 
 
 @pytest.mark.parametrize("name", ["date", "content-length"])
