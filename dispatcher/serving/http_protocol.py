@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
+from httptools import HttpParserError
 from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+NO_UPGRADE = "Send the request without Upgrade: this service speaks HTTP/1.1 only."
+
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
@@ -37,6 +40,8 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, traffic: Traffic, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.traffic = traffic
+        #: why what came is refused, where that is known; in ASCII
+        self._reason: str | None = None
 
     def data_received(self, data: bytes) -> None:
         """Have it parsed with what comes on other connections."""
@@ -55,7 +60,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
-        """Uvicorn's, but for the requests of hot routes."""
+        """Uvicorn's, but for the requests of hot routes, and for those that are to speak another protocol."""
+        if self.parser.should_upgrade():
+            # The parser would pass over the body, and then take it for the next request.
+            self._reason = NO_UPGRADE
+            raise HttpParserError(NO_UPGRADE)
         visit = self._visit()
         if visit is None:
             super().on_headers_complete()
@@ -72,6 +81,10 @@ class HttpProtocol(HttpToolsProtocol):
             # Its turn comes when that is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((visit, self.app))
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's, with the reason."""
+        super().send_400_response(self._reason or msg)
 
     def _visit(self) -> Visit | None:
         if not isinstance(self.app, Front):

@@ -300,6 +300,26 @@ async def test_what_is_no_http_harms_only_its_own_line() -> None:
             writer.close()
 
 
+UPGRADE = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n%s"
+
+
+@pytest.mark.parametrize("path", ["/echo", "/reading-together", "/plain"])
+async def test_what_is_to_speak_another_protocol_is_refused(path: str) -> None:
+    """The parser would take its body for the next request."""
+    desk = Desk()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        hidden = post("/slow-together")
+        writer.write(UPGRADE % (path.encode(), len(hidden), hidden))
+        head, body = await answer(reader)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"\r\nconnection: close\r\n" in head
+        assert body == b"Send the request without Upgrade: this service speaks HTTP/1.1 only."
+        assert await reader.read() == b""
+        assert (desk.visits, desk.headers) == ([], [])
+        writer.close()
+
+
 @pytest.mark.parametrize("path", ["/slow", "/slow-together", "/plain"])
 async def test_what_follows_a_body_is_no_header(path: str) -> None:
     """Whoever stands before us, and looks at the headers, does not see it (RFC 9110 §6.5.1)."""
