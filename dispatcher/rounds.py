@@ -11,6 +11,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+import structlog
+
+log = structlog.get_logger(__name__)
+
 Item = TypeVar("Item")
 
 #: items of a round at most, so that others have their turn
@@ -51,7 +55,15 @@ def each(
         try:
             step(item)
         except Exception as exc:  # noqa: BLE001 - it is this item's, and `failed` hears of it
-            failed(item, exc)
+            _tell(failed, item, exc)
         else:
             taken.append(item)
     return taken
+
+
+def _tell(failed: Callable[[Item, Exception], object], item: Item, error: Exception) -> None:
+    """The others go on even where this cannot be told. Only the kind of error is logged: its text may hold anything."""
+    try:
+        failed(item, error)
+    except Exception as exc:  # noqa: BLE001 - there is nobody left to tell
+        log.error("round_failed_inside", error=type(exc).__qualname__)

@@ -7,7 +7,7 @@ What is submitted together takes each step together, and so does what came to di
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -59,41 +59,55 @@ class Acceptance:
     def submit(self, parcels: Sequence[Parcel]) -> None:
         """Store the tasks of each request."""
         # From here on nothing waits: what is reserved is filled or given back.
-        reserved = each(self._reserve, parcels, failed=_refuse)
+        reserved = each(self._reserve, parcels, failed=self._refuse)
         self._store.accept(reserved, then=self._committed)
 
     def _reserve(self, parcel: Parcel) -> None:
         parcel.session = self._store.session
-        parcel.tasks = [self._with_place(task) for task in parcel.tasks]
+        # One by one, so that those that have a place are known if a later one fails.
+        tasks = parcel.tasks = list(parcel.tasks)
+        for index, task in enumerate(tasks):
+            tasks[index] = self._with_place(task)
 
     def _with_place(self, task: NewTask) -> NewTask:
         if task.body is not None and self._engine.reserve(_lane(task), len(task.body.body)):
             return replace(task, handed_off=True)
         return task
 
+    def _refuse(self, parcel: Parcel, error: Exception) -> None:
+        self._give_back(parcel)
+        parcel.reply(error)
+
     def _committed(self, parcel: Parcel, result: Replayed | Exception | None) -> None:
         parcel.result = result
         self._over.join(parcel)
 
     def _conclude(self, parcels: list[Parcel]) -> None:
+        # The replies come first: whatever else fails, callers are told of what is on disk.
+        each(_reply, parcels, failed=_complain)
         stored = [parcel for parcel in parcels if parcel.result is None]
-        handed_off = [delivery for parcel in stored for delivery in _leased(parcel)]
+        for parcel in parcels:
+            if parcel.result is not None:
+                self._give_back(parcel)
+        handed_off: list[LeasedDelivery] = []
+        each(lambda parcel: handed_off.extend(_leased(parcel)), stored, failed=self._leave)
         each(self._engine.hand_off, [handed_off], failed=_complain)
-        each(self._give_back, [parcel for parcel in parcels if parcel.result is not None], failed=_complain)
         if stored:
             relayed = sum(task.body is not None for parcel in stored for task in parcel.tasks)
-            self._engine.expect(relayed - len(handed_off))
-            metrics.tasks_accepted.inc(sum(len(parcel.tasks) for parcel in stored))
-        each(_reply, parcels, failed=_complain)
+            each(self._engine.expect, [relayed - len(handed_off)], failed=_complain)
+            each(metrics.tasks_accepted.inc, [sum(len(parcel.tasks) for parcel in stored)], failed=_complain)
+
+    def _leave(self, parcel: Parcel, error: Exception) -> None:
+        """It cannot be handed off. The engine finds it among its stray leases."""
+        _complain(parcel, error)
+        self._give_back(parcel)
 
     def _give_back(self, parcel: Parcel) -> None:
-        for task in parcel.tasks:
-            if task.handed_off and task.body is not None:
-                self._engine.cancel_reservation(_lane(task), len(task.body.body))
+        each(self._cancel_place, parcel.tasks, failed=_complain)
 
-
-def _refuse(parcel: Parcel, error: Exception) -> None:
-    parcel.reply(error)
+    def _cancel_place(self, task: NewTask) -> None:
+        if task.handed_off and task.body is not None:
+            self._engine.cancel_reservation(_lane(task), len(task.body.body))
 
 
 def _reply(parcel: Parcel) -> None:
@@ -109,10 +123,10 @@ def _lane(task: NewTask) -> str:
     return lane_of(task.account, task.callback.origin)
 
 
-def _leased(parcel: Parcel) -> Iterator[LeasedDelivery]:
-    return (
+def _leased(parcel: Parcel) -> list[LeasedDelivery]:
+    return [
         _delivery(task, task.body, parcel.session) for task in parcel.tasks if task.handed_off and task.body is not None
-    )
+    ]
 
 
 def _delivery(task: NewTask, body: Body, session: str) -> LeasedDelivery:

@@ -110,21 +110,19 @@ class Intake:
             return accepted(earlier.answer, replayed=True, resource=_RESOURCE)
 
     def _take_all(self, visits: list[Visit]) -> None:
-        self._accept_all([post for visit in visits if (post := self._post_of(visit)) is not None])
+        posts: list[_Post] = []
+        each(partial(self._take_up, posts), visits, failed=_answer_error)
+        self._accept_all(posts)
 
-    def _post_of(self, visit: Visit) -> _Post | None:
-        """A request of which all is at hand. Any other is left to its handler."""
-        try:
-            caller = self._services.auth.known(visit, scope=_SCOPE)
-            account = None if caller is None else self._services.accounts.known(caller.account)
-            body = visit.whole_body()
-        except Exception as exc:  # noqa: BLE001 - it is this one's, and the others go on
-            visit.answer(response_to(exc, visit.scope["method"]))
-            return None
+    def _take_up(self, posts: list[_Post], visit: Visit) -> None:
+        """Put a request of which all is at hand to the others. Any other is left to its handler."""
+        caller = self._services.auth.known(visit, scope=_SCOPE)
+        account = None if caller is None else self._services.accounts.known(caller.account)
+        body = visit.whole_body()
         if account is None or body is None:
             visit.wait()
-            return None
-        return _Post(visit, body, account, end=partial(_end, visit))
+        else:
+            posts.append(_Post(visit, body, account, end=partial(_end, visit)))
 
     def _accept_all(self, posts: list[_Post]) -> None:
         for step in (self._read, _describe):
@@ -178,7 +176,11 @@ def _end(visit: Visit, post: _Post, outcome: Response | Exception) -> None:
         # It was accepted once, perhaps: its handler looks.
         visit.wait()
     else:
-        visit.answer(response_to(outcome, visit.scope["method"]))
+        _answer_error(visit, outcome)
+
+
+def _answer_error(visit: Visit, error: Exception) -> None:
+    visit.answer(response_to(error, visit.scope["method"]))
 
 
 def _set(answer: asyncio.Future[Response], _post: _Post, outcome: Response | Exception) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
+from httptools import HttpParserError
 from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+NO_UPGRADE = "Send the request without Upgrade: this service speaks HTTP/1.1 only."
+
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
@@ -37,6 +40,8 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, traffic: Traffic, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.traffic = traffic
+        #: why what came is refused, where that is known; in ASCII
+        self._reason: str | None = None
 
     def data_received(self, data: bytes) -> None:
         """Have it parsed with what comes on other connections."""
@@ -50,16 +55,25 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse what came, unless the connection was closed since."""
         if self.transport.is_closing():
             return
-        if len(data) > HIGH_WATER_LIMIT:
+        if len(data) > HIGH_WATER_LIMIT and not self.flow.read_paused:
             self.transport.resume_reading()
         super().data_received(data)
 
     def on_headers_complete(self) -> None:
-        """Uvicorn's, but for the requests of hot routes."""
+        """Uvicorn's, but for the requests of hot routes, and for those that are to speak another protocol."""
+        if self.parser.should_upgrade():
+            # The parser would pass over the body, and then take it for the next request.
+            self._reason = NO_UPGRADE
+            raise HttpParserError(NO_UPGRADE)
         visit = self._visit()
         if visit is None:
             super().on_headers_complete()
-            return
+        else:
+            self._give_turn(visit)
+        # The request has its headers. What comes after its body is none of them (RFC 9110, 6.5.1).
+        self.headers = []
+
+    def _give_turn(self, visit: Visit) -> None:
         before, self.cycle = self.cycle, visit
         if _is_over(before):
             visit.begin()
@@ -67,6 +81,10 @@ class HttpProtocol(HttpToolsProtocol):
             # Its turn comes when that is answered.
             self.flow.pause_reading()
             self.pipeline.appendleft((visit, self.app))
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's, with the reason."""
+        super().send_400_response(self._reason or msg)
 
     def _visit(self) -> Visit | None:
         if not isinstance(self.app, Front):
@@ -215,7 +233,8 @@ class Visit(RequestResponseCycle):
 
     def is_heard(self) -> bool:
         """Whether the caller takes its answer now."""
-        if self.disconnected:
+        if self.disconnected or self.transport.is_closing():
+            # Uvicorn says of a connection's last request only that its caller has gone.
             self.end()
             return False
         if self.flow.write_paused:

@@ -5,28 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 
-from dispatcher import tokens
+from dispatcher import metrics, tokens
+from dispatcher.api.acceptance import Acceptance, Parcel
 from dispatcher.api.auth import Authenticator
 from dispatcher.api.hot import accepted
+from dispatcher.api.intake import Intake
 from dispatcher.api.reading import header, read_body
+from dispatcher.api.services import Services
 from dispatcher.config import Settings
-from dispatcher.errors import Problem
+from dispatcher.errors import Problem, StoreUnavailable
 from dispatcher.installation import Installation, open_installation
+from dispatcher.models import lane_of
 from dispatcher.store import accounts
+from dispatcher.store.records import Callback, Endpoint, LeasedDelivery, NewTask, Replayed
 from tests.support.api import client_of, stored
 from tests.support.receiver import Receiver
 from tests.support.server import Server, until
+from tests.support.stores import new_task
 
 NAMES = [b"authorization", b"idempotency-key", b"traceparent", b"content-length"]
 
@@ -307,3 +315,145 @@ async def test_all_that_wait_are_refused_together(installation: Installation) ->
     for _ in range(2):
         answers = await asyncio.gather(*(fresh.caller(one) for _ in range(5)), return_exceptions=True)
         assert [getattr(answer, "slug", None) for answer in answers] == ["unauthorized"] * 5
+
+
+# --- faults of ours ---------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """Stands for who delivers and who stores, and fails where it is told to. What it stores is on disk at once."""
+
+    session = "here"
+
+    def __init__(self, *broken: str) -> None:
+        self.broken = broken
+        self.lanes: list[str] = []
+        self.handed_off: list[str] = []
+        self.expected = 0
+
+    @property
+    def services(self) -> Services:
+        return cast("Services", SimpleNamespace(engine=self, store=self, settings=Settings()))
+
+    def _try(self, step: str) -> None:
+        if step in self.broken:
+            raise RuntimeError(step)
+
+    def reserve(self, lane: str, _size: int) -> bool:
+        self._try(f"reserve {lane}")
+        self.lanes.append(lane)
+        return True
+
+    def cancel_reservation(self, lane: str, _size: int) -> None:
+        self.lanes.remove(lane)
+        self._try(f"cancel {lane}")
+
+    def hand_off(self, deliveries: Sequence[LeasedDelivery]) -> None:
+        self._try("hand_off")
+        for delivery in deliveries:
+            self.lanes.remove(delivery.lane)
+            self.handed_off.append(delivery.lane)
+
+    def expect(self, count: int) -> None:
+        self._try("expect")
+        self.expected += count
+
+    def accept(self, parcels: Sequence[Parcel], *, then: Callable[[Parcel, Replayed | Exception | None], None]) -> None:
+        for parcel in parcels:
+            then(parcel, StoreUnavailable("full") if f"store {parcel.answer.decode()}" in self.broken else None)
+
+
+def origin(name: str) -> str:
+    return f"https://{name}.example"
+
+
+def lane(name: str) -> str:
+    return lane_of("acme", origin(name))
+
+
+async def submitted(faulty: Faulty, *parcels: str) -> list[str]:
+    """What each is told; each letter of a parcel is a task of its."""
+    told: dict[str, str] = {}
+
+    def parcel(names: str) -> Parcel:
+        tasks: list[NewTask] = [new_task(account="acme", origin=origin(name)) for name in names]
+        return Parcel(
+            tasks=tasks,
+            key=None,
+            answer=names.encode(),
+            reply=lambda result: told.update({names: "stored" if result is None else type(result).__qualname__}),
+        )
+
+    Acceptance(faulty.services).submit([parcel(names) for names in parcels])
+    await asyncio.sleep(0)
+    return [told.get(names, "nothing") for names in parcels]
+
+
+@pytest.mark.parametrize("step", ["hand_off", "expect", "inc", "of_callback"])
+async def test_what_is_on_disk_is_answered_whatever_fails_then(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(step)
+
+    if step == "inc":
+        monkeypatch.setattr(metrics.tasks_accepted, step, fails)
+    if step == "of_callback":
+        monkeypatch.setattr(Endpoint, step, fails)
+    faulty = Faulty(step)
+    assert await submitted(faulty, "a", "bc") == ["stored", "stored"]
+    if step != "hand_off":
+        assert faulty.lanes == [], "places are filled or given back"
+
+
+async def test_one_that_cannot_be_handed_off_is_no_matter_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Endpoint.of_callback
+
+    def half_broken(callback: Callback, *, account: str) -> Endpoint:
+        if callback.origin == origin("c"):
+            raise RuntimeError
+        return whole(callback, account=account)
+
+    monkeypatch.setattr(Endpoint, "of_callback", half_broken)
+    faulty = Faulty()
+    assert await submitted(faulty, "a", "bc", "d") == ["stored"] * 3
+    assert (faulty.handed_off, faulty.lanes) == ([lane("a"), lane("d")], [])
+
+
+async def test_a_place_is_given_back_when_a_later_one_cannot_be_had() -> None:
+    faulty = Faulty(f"reserve {lane('d')}")
+    assert await submitted(faulty, "a", "bcd", "e") == ["stored", "RuntimeError", "stored"]
+    assert (faulty.handed_off, faulty.lanes) == ([lane("a"), lane("e")], [])
+
+
+async def test_every_place_is_given_back_though_one_of_them_fails() -> None:
+    faulty = Faulty("store bcd", f"cancel {lane('b')}")
+    assert await submitted(faulty, "a", "bcd") == ["stored", "StoreUnavailable"]
+    assert (faulty.handed_off, faulty.lanes) == ([lane("a")], [])
+
+
+class Asking:
+    """A request without a token, whose connection takes no answer if it is broken."""
+
+    def __init__(self, *, broken: bool) -> None:
+        self.scope: dict[str, Any] = {"method": "POST", "headers": []}
+        self.statuses: list[int] = []
+        self._broken = broken
+
+    def whole_body(self) -> bytes | None:
+        return b""
+
+    def wait(self) -> None:
+        self.statuses.append(0)
+
+    def answer(self, response: Response) -> None:
+        if self._broken:
+            raise RuntimeError
+        self.statuses.append(response.status_code)
+
+
+async def test_one_that_cannot_be_answered_is_no_matter_of_the_others(installation: Installation) -> None:
+    services = cast("Services", SimpleNamespace(**vars(Faulty().services), auth=Authenticator(installation)))
+    intake, visits = Intake(services), [Asking(broken=broken) for broken in (False, True, False)]
+    for visit in visits:
+        intake.take(visit)
+    await asyncio.sleep(0)
+    assert [visit.statuses for visit in visits] == [[401], [], [401]]

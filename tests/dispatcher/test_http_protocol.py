@@ -8,13 +8,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
+from structlog.testing import capture_logs
 
 from dispatcher.api.app import Front
 from dispatcher.api.hot import Visit
 from dispatcher.api.reading import read_body
+from dispatcher.serving.http_protocol import HttpProtocol
 from dispatcher.serving.http_server import HttpServer
 from tests.support.patience import PROMPTLY
 
@@ -32,12 +35,15 @@ class Desk:
         self.go_on = asyncio.Event()
         self.left = asyncio.Event()
         self.visits: list[Visit] = []
+        #: the headers of each request that was slow
+        self.headers: list[list[tuple[bytes, bytes]]] = []
 
     async def large(self, _request: Request) -> Response:
         self.answered += 1
         return Response(LARGE)
 
-    async def slow(self, _request: Request) -> Response:
+    async def slow(self, request: Request) -> Response:
+        self.headers.append(request.scope["headers"])
         self.arrived.set()
         await self.go_on.wait()
         return Response(b"done", status_code=202)
@@ -58,6 +64,7 @@ class Desk:
 
     def take_slow(self, visit: Visit) -> None:
         self.visits.append(visit)
+        self.headers.append(visit.scope["headers"])
         self.arrived.set()
 
     def go_on_together(self) -> None:
@@ -198,6 +205,29 @@ async def test_a_caller_that_leaves_is_answered_nothing() -> None:
             await asyncio.sleep(0)
 
 
+def test_a_caller_that_leaves_while_it_is_answered_is_no_fault_of_ours() -> None:
+    async def leave() -> None:
+        desk = Desk()
+        async with desk.open() as (server, port):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post("/slow-together") * 3)
+            await desk.arrived.wait()
+            writer.close()
+            desk.go_on_together()
+            # The second one has its turn, and the connection reads on: nobody is there any more.
+            while server.server_state.connections:  # noqa: ASYNC110 - it is what the server sees
+                await asyncio.sleep(0.01)
+            assert len(desk.visits) == 2
+            desk.go_on_together()
+            while server.server_state.tasks:  # noqa: ASYNC110 - it is what a stop sees
+                await asyncio.sleep(0)
+
+    # as in production: to write to a transport of uvloop that is closed is a fault
+    with capture_logs() as logged, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(leave())
+    assert logged == []
+
+
 async def test_a_body_that_is_still_to_come_is_waited_for() -> None:
     desk = Desk()
     async with desk.open() as (_, port):
@@ -225,6 +255,26 @@ async def test_a_large_body_is_read_to_its_end() -> None:
         writer.close()
 
 
+async def test_a_large_piece_does_not_let_in_what_has_to_wait() -> None:
+    desk = Desk()
+    async with desk.open() as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post("/slow-together"))
+        await desk.arrived.wait()
+        [connection] = server.server_state.connections
+        assert isinstance(connection, HttpProtocol)
+        # both in one round, as two reads of a round bring them
+        connection.data_received(post("/echo"))
+        connection.data_received(post("/echo", LARGE))
+        await asyncio.sleep(0)
+        assert connection.flow.read_paused
+        assert not connection.transport.is_reading()
+        desk.go_on_together()
+        assert [(await answer(reader))[1] for _ in range(3)] == [b"done", b"", LARGE]
+        assert connection.transport.is_reading()
+        writer.close()
+
+
 async def test_requests_of_all_kinds_are_answered_in_their_order() -> None:
     desk = Desk()
     desk.go_on.set()
@@ -248,6 +298,42 @@ async def test_what_is_no_http_harms_only_its_own_line() -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 400 " if number % 2 else b"HTTP/1.1 200 ")
             writer.close()
+
+
+UPGRADE = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n%s"
+
+
+@pytest.mark.parametrize("path", ["/echo", "/reading-together", "/plain"])
+async def test_what_is_to_speak_another_protocol_is_refused(path: str) -> None:
+    """The parser would take its body for the next request."""
+    desk = Desk()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        hidden = post("/slow-together")
+        writer.write(UPGRADE % (path.encode(), len(hidden), hidden))
+        head, body = await answer(reader)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"\r\nconnection: close\r\n" in head
+        assert body == b"Send the request without Upgrade: this service speaks HTTP/1.1 only."
+        assert await reader.read() == b""
+        assert (desk.visits, desk.headers) == ([], [])
+        writer.close()
+
+
+@pytest.mark.parametrize("path", ["/slow", "/slow-together", "/plain"])
+async def test_what_follows_a_body_is_no_header(path: str) -> None:
+    """Whoever stands before us, and looks at the headers, does not see it (RFC 9110 §6.5.1)."""
+    desk = Desk()
+    desk.go_on.set()
+    async with desk.open() as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % path.encode()
+        writer.write(head + b"1\r\nx\r\n0\r\nAuthorization: Bearer late\r\n\r\n")
+        await desk.arrived.wait()
+        desk.go_on_together()
+        assert (await answer(reader))[1] == b"done"
+        assert desk.headers == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]]
+        writer.close()
 
 
 @pytest.mark.parametrize("name", ["date", "content-length"])

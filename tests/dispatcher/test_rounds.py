@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher.rounds import MOST, Rounds, each
 
@@ -68,3 +69,21 @@ def test_a_step_is_taken_with_each() -> None:
     taken = each(step, range(5), failed=lambda number, error: failed.append((number, str(error))))
     assert taken == [0, 2, 4]
     assert failed == [(1, "odd"), (3, "odd")]
+
+
+def test_one_whose_failure_cannot_be_told_is_no_matter_of_the_others() -> None:
+    told: list[int] = []
+
+    def step(number: int) -> None:
+        if number % 2:
+            raise ValueError("odd")
+
+    def failed(number: int, error: Exception) -> None:
+        if number == 1:
+            raise RuntimeError("a secret") from error
+        told.append(number)
+
+    with capture_logs() as logged:
+        taken = each(step, range(5), failed=failed)
+    assert (taken, told) == ([0, 2, 4], [3])
+    assert logged == [{"event": "round_failed_inside", "error": "RuntimeError", "log_level": "error"}]
