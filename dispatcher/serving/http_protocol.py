@@ -42,6 +42,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.traffic = traffic
         #: why what came is refused, where that is known; in ASCII
         self._reason: str | None = None
+        #: what came is no HTTP: nothing that follows is read
+        self._is_deaf = False
 
     def data_received(self, data: bytes) -> None:
         """Have it parsed with what comes on other connections."""
@@ -57,7 +59,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if len(data) > HIGH_WATER_LIMIT and not self.flow.read_paused:
             self.transport.resume_reading()
-        super().data_received(data)
+        if not self._is_deaf:
+            super().data_received(data)
 
     def on_headers_complete(self) -> None:
         """Uvicorn's, but for the requests of hot routes, and for those that are to speak another protocol."""
@@ -83,8 +86,24 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((visit, self.app))
 
     def send_400_response(self, msg: str) -> None:
-        """Uvicorn's, with the reason."""
-        super().send_400_response(self._reason or msg)
+        """Uvicorn's, with the reason; but a 400 is no answer to the whole requests before it, which have their own."""
+        self._is_deaf = True
+        has_waited = bool(self.pipeline) and self.cycle.more_body
+        if has_waited:
+            # It is the broken one itself. It never has its turn.
+            self.pipeline.popleft()
+        if has_waited or not (_is_over(self.cycle) or self.cycle.more_body):
+            # What comes now is dropped: a side that closes with something unread has the other lose its answers.
+            self.flow.resume_reading()
+        else:
+            super().send_400_response(self._reason or msg)
+
+    def on_response_complete(self) -> None:
+        """Uvicorn's; and the last answer closes a connection that is not read any more."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._is_deaf and is_last:
+            self.transport.close()
 
     def _visit(self) -> Visit | None:
         if not isinstance(self.app, Front):

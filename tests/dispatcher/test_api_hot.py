@@ -209,6 +209,18 @@ def test_requests_that_come_together_are_answered_in_their_order(client: httpx.C
     assert statuses == [b"202", b"200", b"422", b"202", b"200"]
 
 
+def test_a_task_is_answered_as_one_whatever_follows_it(client: httpx.Client, receiver: Receiver) -> None:
+    body, before = body_of(receiver), stored(client)["accepted"]
+    task = head_of(client, "POST /tasks", b"Content-Length: %d" % len(body)) + body
+    chunked = head_of(client, "POST /tasks", b"Transfer-Encoding: chunked") + b"%x\r\n%s\r\n" % (len(body), body)
+    upgrade = head_of(client, "POST /tasks", b"Connection: upgrade", b"Upgrade: h2c", b"Content-Length: %d" % len(task))
+    for rest in (b"\x00\r\n\r\n", chunked + b"no length\r\n", upgrade + task):
+        with Line(client) as line:
+            line.send(task + rest)
+            assert [head[:3] for head in line.heard_to_the_end().split(b"HTTP/1.1 ")[1:]] == [b"202"]
+    assert stored(client)["accepted"] == before + 3
+
+
 def test_each_of_many_that_come_together_has_its_own_answer(client: httpx.Client, receiver: Receiver) -> None:
     good = body_of(receiver)
     same = (b"Idempotency-Key: together",)

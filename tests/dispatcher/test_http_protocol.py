@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 
 import pytest
 import uvloop
@@ -301,6 +302,64 @@ async def test_what_is_no_http_harms_only_its_own_line() -> None:
 
 
 UPGRADE = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n%s"
+NO_HTTP = b"\x00\r\n\r\n"
+NO_CHUNK = b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\nno length\r\n"
+
+
+def broken(path: str) -> bytes:
+    """A request that is found to be none in the middle of its body."""
+    return b"POST %s HTTP/1.1\r\nHost: x\r\n%s" % (path.encode(), NO_CHUNK)
+
+
+@pytest.mark.parametrize("path", ["/slow", "/slow-together", "/plain"])
+async def test_whole_requests_have_their_own_answers_whatever_follows(path: str) -> None:
+    """It may be a task, and be on disk: a 400 in the place of its answer would say that it is not."""
+    desk = Desk()
+    upgrade = UPGRADE % (b"/slow-together", 0, b"")
+    rests = [NO_HTTP, upgrade, broken("/slow"), broken("/slow-together"), broken("/plain")]
+    async with desk.open() as (server, port):
+        for whole, rest in product((1, 2, 3), rests):
+            for store in (desk.visits, desk.headers):
+                store.clear()
+            for event in (desk.arrived, desk.go_on):
+                event.clear()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(post(path) * whole + rest)
+            await desk.arrived.wait()
+            [connection] = server.server_state.connections
+            assert isinstance(connection, HttpProtocol)
+            connection.data_received(post("/slow-together"))
+            await asyncio.sleep(0)
+            assert connection.transport.is_reading(), "what is not read would have the caller's side drop the answers"
+            desk.go_on.set()
+            for _ in range(whole):
+                desk.go_on_together()
+                head, body = await answer(reader)
+                assert (head[9:12], body) == (b"202", b"done")
+            assert await reader.read() == b""
+            assert len(desk.headers) == whole, "nothing but whole requests had its turn"
+            writer.close()
+            while server.server_state.connections:  # noqa: ASYNC110 - it is what the server sees
+                await asyncio.sleep(0)
+
+
+async def test_what_is_no_request_is_answered_when_nothing_else_is_to_be() -> None:
+    desk = Desk()
+    desk.go_on.set()
+    rests = [NO_HTTP, broken("/reading"), broken("/reading-together"), broken("/plain")]
+    async with desk.open() as (_, port):
+        for before, rest in product((0, 1), rests):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(before):
+                writer.write(post("/echo"))
+                assert (await answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+            writer.write(rest + post("/slow-together"))
+            head, _ = await answer(reader)
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert b"\r\nconnection: close\r\n" in head
+            assert await reader.read() == b""
+            writer.close()
+        assert desk.visits == []
 
 
 @pytest.mark.parametrize("path", ["/echo", "/reading-together", "/plain"])
