@@ -16,6 +16,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 #: items of a round at most, so that others have their turn
 MOST = 64
@@ -67,3 +68,16 @@ def _tell(failed: Callable[[Item, Exception], object], item: Item, error: Except
         failed(item, error)
     except Exception as exc:  # noqa: BLE001 - there is nobody left to tell
         log.error("round_failed_inside", error=type(exc).__qualname__)
+
+
+def tell(waiting: asyncio.Future[Outcome], outcome: Outcome | BaseException) -> None:
+    """Give what came of an item to whoever awaits it; an exception is raised to them."""
+    if waiting.done():
+        # They went away, which cancels nothing else.
+        return
+    if isinstance(outcome, BaseException):
+        waiting.set_exception(outcome)
+        # They may yet go away; then nobody collects the exception, and that is fine.
+        waiting.exception()
+    else:
+        waiting.set_result(outcome)

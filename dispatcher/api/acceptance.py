@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from dispatcher import metrics
 from dispatcher.api.services import Services
 from dispatcher.bodies import Body
 from dispatcher.models import lane_of
-from dispatcher.rounds import Rounds, each
+from dispatcher.rounds import Rounds, each, tell
 from dispatcher.store.records import Endpoint, IdempotencyKey, LeasedDelivery, NewTask, Replayed, Submission
 
 log = structlog.get_logger(__name__)
@@ -43,17 +44,7 @@ class Acceptance:
     async def accept(self, tasks: Sequence[NewTask], *, key: IdempotencyKey | None, answer: bytes) -> Replayed | None:
         """Store the tasks of one request. Returns the earlier answer to its key. Raises Problem, StoreUnavailable."""
         waiting: asyncio.Future[Replayed | None] = asyncio.get_running_loop().create_future()
-
-        def reply(result: Replayed | Exception | None) -> None:
-            if waiting.done():
-                # Whoever waited was told to go; that cancels nothing else.
-                return
-            if isinstance(result, Exception):
-                waiting.set_exception(result)
-            else:
-                waiting.set_result(result)
-
-        self.submit([Parcel(tasks=tasks, key=key, answer=answer, reply=reply)])
+        self.submit([Parcel(tasks=tasks, key=key, answer=answer, reply=partial(tell, waiting))])
         return await waiting
 
     def submit(self, parcels: Sequence[Parcel]) -> None:

@@ -25,7 +25,7 @@ from dispatcher.bodies import rfc3339
 from dispatcher.errors import Problem
 from dispatcher.limits import MAX_AROUND_PAYLOAD
 from dispatcher.models import TaskState
-from dispatcher.rounds import Rounds, each
+from dispatcher.rounds import Rounds, each, tell
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import IdempotencyKey, NewTask, Replayed
 from dispatcher.window import Token
@@ -96,7 +96,7 @@ class Intake:
         body = await read_body(request, limit=self._limit)
         account = await self._services.accounts.get(caller.account)
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        post = _Post(request, body, account, end=partial(_set, answer))
+        post = _Post(request, body, account, end=lambda _, outcome: tell(answer, outcome))
         self._accept_all([post])
         try:
             return await answer
@@ -181,16 +181,6 @@ def _end(visit: Visit, post: _Post, outcome: Response | Exception) -> None:
 
 def _answer_error(visit: Visit, error: Exception) -> None:
     visit.answer(response_to(error, visit.scope["method"]))
-
-
-def _set(answer: asyncio.Future[Response], _post: _Post, outcome: Response | Exception) -> None:
-    if answer.done():
-        # Whoever waited was told to go; that cancels nothing else.
-        return
-    if isinstance(outcome, Response):
-        answer.set_result(outcome)
-    else:
-        answer.set_exception(outcome)
 
 
 def _describe(post: _Post) -> None:

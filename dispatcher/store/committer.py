@@ -27,6 +27,7 @@ from tenacity import (
 from dispatcher import metrics
 from dispatcher.errors import LeaseChanged, StoreContended, StoreUnavailable
 from dispatcher.ids import new_id
+from dispatcher.rounds import tell
 from dispatcher.store import ledger, sessions
 from dispatcher.store.clock import DatabaseClock
 from dispatcher.store.database import Database
@@ -149,15 +150,8 @@ class _Entry:
             except Exception:
                 # It is the caller's; the other callers must hear of their commit all the same.
                 log.exception("commit_callback_failed")
-        if self.answer is None or self.answer.done():
-            # Whoever waited went away, which cancels this answer and nothing else.
-            return
-        if isinstance(answer, BaseException):
-            self.answer.set_exception(answer)
-            # Whoever waits may yet go away; then nobody collects the exception, and that is fine.
-            self.answer.exception()
-        else:
-            self.answer.set_result(answer)
+        if self.answer is not None:
+            tell(self.answer, answer)
 
 
 class Committer:

@@ -131,23 +131,13 @@ class _DueMessage(NamedTuple):
 
     def leased(self, session: str) -> Leased:
         """What it is once it is leased."""
-        return Leased(
-            state=_LEASED,
-            attempt=self.attempt + 1,
-            session=session,
-            id=self.id,
-            account=self.account,
-            source_id=self.source_id,
+        return _lease(
+            self,
+            session,
             subscription_id=self.subscription_id,
-            kind=self.kind,
-            lane=self.lane,
-            failures=self.failures,
-            last_outcome=self.last_outcome,
-            repeats=self.repeats,
             seq=self.seq,
             order_key=self.order_key,
             refused=self.refused,
-            other_secret=self.other_secret,
         )
 
 
@@ -181,22 +171,8 @@ class _DueCallback(NamedTuple):
 
     def leased(self, session: str) -> Leased:
         """What it is once it is leased."""
-        return Leased(
-            state=_LEASED,
-            attempt=self.attempt + 1,
-            session=session,
-            id=self.id,
-            account=self.account,
-            source_id=self.source_id,
-            subscription_id=None,
-            kind=self.kind,
-            lane=self.lane,
-            failures=self.failures,
-            last_outcome=self.last_outcome,
-            repeats=self.repeats,
-            other_secret=self.other_secret,
-            window_end=self.window_end,
-            callback_origin=self.callback_origin,
+        return _lease(
+            self, session, subscription_id=None, window_end=self.window_end, callback_origin=self.callback_origin
         )
 
     def is_over(self, now: int) -> bool:
@@ -215,6 +191,25 @@ class _DueCallback(NamedTuple):
             "schemes": None if self.schemes is None else _decode(self.schemes),
             "window_end": self.window_end,
         }
+
+
+def _lease(row: _DueCallback | _DueMessage, session: str, **own: Any) -> Leased:
+    """What a row is once it is leased; `own` is what only its kind has."""
+    return Leased(
+        state=_LEASED,
+        attempt=row.attempt + 1,
+        session=session,
+        id=row.id,
+        account=row.account,
+        source_id=row.source_id,
+        kind=row.kind,
+        lane=row.lane,
+        failures=row.failures,
+        last_outcome=row.last_outcome,
+        repeats=row.repeats,
+        other_secret=row.other_secret,
+        **own,
+    )
 
 
 def _due_rows(source: sa.Table, fields: Sequence[str]) -> Statement:

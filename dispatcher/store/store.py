@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from dispatcher.errors import LeaseLost, StoreUnavailable
+from dispatcher.rounds import each
 from dispatcher.store import (
     accounts,
     changes,
@@ -171,14 +172,13 @@ class Store:
         `then` is called once for each: with None when its tasks are on disk; else with the earlier answer to its key,
         or with why nothing was stored. It may be called before this returns.
         """
-        for one in submissions:
-            try:
-                rows = [intake.rows_of(task, self.keyring) for task in one.tasks]
-            except Exception as exc:  # noqa: BLE001 - it is this one's, and the others go on
-                then(one, exc)
-                continue
+
+        def put(one: Submitted) -> None:
+            rows = [intake.rows_of(task, self.keyring) for task in one.tasks]
             request = intake.Request(rows=rows, key=one.key, answer=one.answer)
             self._committer.put(intake.accept, request, weight=len(rows), then=partial(then, one))
+
+        each(put, submissions, failed=then)
 
     async def earlier_answer(self, key: IdempotencyKey) -> Replayed | None:
         """What an earlier request under this key was answered. Raises Problem when it had another body."""

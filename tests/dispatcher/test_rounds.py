@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.rounds import MOST, Rounds, each
+from dispatcher.rounds import MOST, Rounds, each, tell
 
 
 async def test_what_joins_in_one_round_is_done_together() -> None:
@@ -87,3 +87,15 @@ def test_one_whose_failure_cannot_be_told_is_no_matter_of_the_others() -> None:
         taken = each(step, range(5), failed=failed)
     assert (taken, told) == ([0, 2, 4], [3])
     assert logged == [{"event": "round_failed_inside", "error": "RuntimeError", "log_level": "error"}]
+
+
+async def test_who_waits_is_told_and_who_has_gone_is_not() -> None:
+    loop = asyncio.get_running_loop()
+    good, bad, gone = (loop.create_future() for _ in range(3))
+    gone.cancel()
+    for waiting, outcome in ((good, 1), (bad, ValueError("odd")), (gone, 2)):
+        tell(waiting, outcome)
+    assert await good == 1
+    with pytest.raises(ValueError, match="odd"):
+        await bad
+    assert gone.cancelled()
