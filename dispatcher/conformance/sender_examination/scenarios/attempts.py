@@ -25,11 +25,11 @@ APART = 0.05
 _BLINK = 0.05
 
 
-@scenario("At each of twelve endpoints an event is refused with 500, 503 and 502, and then taken.", "schedule")
+@scenario("At each of two dozen endpoints an event is refused with 500, 503 and 502, and then taken.", "schedule")
 async def _retries(stage: Stage, _authority: Authority) -> Observed:
     # One event each: a sender may well spare an endpoint at which everything fails.
     rest = "/a%2Fb?x=1&y=%C3%A9"
-    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200", rest=rest) for n in range(1, 13)]
+    subjects = [stage.place(f"endpoint-{n}", "500,503,502,200", rest=rest) for n in range(1, 25)]
 
     async def play(turn: int, subject: Subject) -> None:
         await asyncio.sleep(turn * APART)
