@@ -18,7 +18,7 @@ from dispatcher.conformance.sender_examination.stage import Subject
 from dispatcher.conformance.sources import CONTRACT, HTTP, HTTP11, OWASP_SSRF, STANDARD
 
 #: share of a distance by which a dozen of them differ that are spread by chance: with a tenth either way it is about
-#: four times as much, and less than this once in fifty thousand times
+#: four times as much, and less than this once in forty thousand times
 _LEAST_SPREAD = 0.025
 
 

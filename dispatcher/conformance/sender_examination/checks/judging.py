@@ -71,11 +71,12 @@ def first(texts: Iterable[str | None]) -> str | None:
     return next((text for text in texts if text), None)
 
 
-def tries(subject: Subject, count: int) -> str | None:
-    """What is wrong when each message should have come so many times."""
+def tries(subject: Subject, count: int, *, or_more: bool = False) -> str | None:
+    """What is wrong when each message should have come so many times, or at least as often."""
     if not subject.seen:
         return "no request came"
-    odd = [len(ones) for ones in subject.messages.values() if len(ones) != count]
+    came = [len(ones) for ones in subject.messages.values()]
+    odd = [times for times in came if times < count or (times > count and not or_more)]
     return f"a message came {odd[0]} times, not {count}" if odd else None
 
 
