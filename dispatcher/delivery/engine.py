@@ -105,7 +105,7 @@ class Engine:
         #: every delivery that this process holds a lease of, until it is settled
         self._known: set[str] = set()
         self._unexplained: set[str] = set()
-        #: due work waits for memory, or for the session's heartbeat
+        #: due work waits for memory, for attempts to be recorded, or for the session's heartbeat
         self._starved = False
         self._stopping = False
         #: nothing is begun any more, not even what has its turn
@@ -169,7 +169,7 @@ class Engine:
     def reserve(self, lane: str, size: int) -> bool:
         """Promise a place in a lane to a delivery that is about to be committed as leased to this process."""
         now = self._now()
-        if self._stopping or self._agenda.is_due(lane, now) or not self._has_lease_for_a_send(now):
+        if self._stopping or self._agenda.is_due(lane, now) or not self._may_begin_more(now):
             return False
         return self._lanes.reserve(lane, size, now)
 
@@ -233,8 +233,8 @@ class Engine:
                 self._agenda.note(lane, now + (delay if batch.deliveries else max(MIN_RETRY, delay)))
 
     def _claims(self, now: float) -> list[LaneClaim]:
-        # What ends the want, a send that ends or a heartbeat, also wakes us.
-        self._starved = not (self._lanes.has_memory() and self._has_lease_for_a_send(now))
+        # What ends the want, a send that ends, one that is recorded or a heartbeat, also wakes us.
+        self._starved = not (self._lanes.has_memory() and self._may_begin_more(now))
         if self._starved:
             return []
         lanes: list[Lane] = []
@@ -293,7 +293,7 @@ class Engine:
         """Start as many sends as there are slots and turns."""
         self._is_to_pump = False
         now = self._now()
-        if self._stopping or not self._has_lease_for_a_send(now):
+        if self._stopping or not self._may_begin_more(now):
             return
         turns: list[Turn] = []
         while self._lanes.has_turns:
@@ -400,6 +400,11 @@ class Engine:
         self._known.discard(report.delivery_id)
         if settled is not None:
             self._plan(settled)
+        if self._starved:
+            self._wake.set()
+        if self._lanes.has_turns:
+            # They were held back while recording was behind.
+            self._pump_soon()
 
     def _reconsider(self, lane: Lane, now: float) -> None:
         """Lease more if there is more, now that a place is free."""
@@ -524,6 +529,10 @@ class Engine:
         if len(ours) < len(deliveries):
             self._known.difference_update({delivery.id for delivery in deliveries} - {delivery.id for delivery in ours})
         return ours
+
+    def _may_begin_more(self, now: float) -> bool:
+        """Whether the session has time left for a send, and what was sent before is being recorded fast enough."""
+        return self._has_lease_for_a_send(now) and not self._settler.is_behind
 
     def _has_lease_for_a_send(self, now: float) -> bool:
         return self._heartbeat.until - now >= self._lease_for_a_send

@@ -17,6 +17,10 @@ from dispatcher.store.records import Report, Settled
 
 log = structlog.get_logger(__name__)
 
+#: attempts that wait to be recorded, from which on none is to be made that can wait: they take memory, and if this
+#: process were killed all of them would be made again
+MANY = 2 * LARGEST_SETTLE
+
 _Record = Callable[[Sequence[Report]], Awaitable[list[Settled | LeaseLost]]]
 
 
@@ -44,6 +48,11 @@ class Settler:
         self._waiting.extend(reports)
         if self._waiting and self._task is None:
             self._task = asyncio.create_task(self._settle_all(), name="settler")
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether sending has to wait: attempts are made faster than they are recorded."""
+        return len(self._waiting) >= MANY
 
     async def join(self) -> None:
         """Wait until all is recorded."""

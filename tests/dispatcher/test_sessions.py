@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
 
 from dispatcher.account_cache import AccountCache
-from dispatcher.config import load
-from dispatcher.delivery.engine import Engine
-from dispatcher.egress import EgressPolicy
-from dispatcher.heartbeat import Heartbeat
-from dispatcher.installation import open_installation
 from dispatcher.models import lane_of
-from dispatcher.serving import server
 from dispatcher.store import Store
 from dispatcher.store.accounts import Account
 from dispatcher.store.records import LeasedDelivery
 from dispatcher.store.tables import sessions
+from tests.support.engines import Process, a_process
 from tests.support.receiver import Receiver
 from tests.support.stores import ACCOUNT, Home, accept, lease, new_task, reconciled
 
@@ -42,63 +36,49 @@ class GatedAccounts(AccountCache):
         return await super().get(account)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """What of a process sends, without what would lease by itself."""
+Gated = Process[GatedAccounts]
 
-    store: Store
-    heartbeat: Heartbeat
-    engine: Engine
-    accounts: GatedAccounts
 
-    async def leased(self, receiver: Receiver) -> LeasedDelivery:
-        """A delivery that this process has just leased."""
-        origin = receiver.url
-        await accept(self.store, new_task(origin=origin, url=f"{origin}/x"))
-        [delivery] = await lease(self.store, 1, lane=lane_of(ACCOUNT, origin))
-        assert self.engine.reserve(delivery.lane, delivery.size)
-        return delivery
+async def leased_by(process: Gated, receiver: Receiver) -> LeasedDelivery:
+    """A delivery that this process has just leased."""
+    origin = receiver.url
+    await accept(process.store, new_task(origin=origin, url=f"{origin}/x"))
+    [delivery] = await lease(process.store, 1, lane=lane_of(ACCOUNT, origin))
+    assert process.engine.reserve(delivery.lane, delivery.size)
+    return delivery
 
-    async def lose_session(self) -> None:
-        """Another process ends the session, and frees what hangs on it; then the next heartbeat comes."""
-        async with self.store.database.write() as connection:
-            await connection.execute(sa.delete(sessions).where(sessions.c.id == self.store.session))
-        await self.heartbeat._beat()
-        while await self.store.reap():
-            pass
+
+async def lose_session(process: Gated) -> None:
+    """Another process ends the session, and frees what hangs on it; then the next heartbeat comes."""
+    async with process.store.database.write() as connection:
+        await connection.execute(sa.delete(sessions).where(sessions.c.id == process.store.session))
+    await process.heartbeat._beat()
+    while await process.store.reap():
+        pass
 
 
 @pytest.fixture
-async def process(home: Home) -> AsyncIterator[Process]:
-    settings = load(data_dir=home.data_dir, database_url=home.database_url, dev=True)
-    installation = await open_installation(settings)
-    store = await Store.open(installation.database, installation.keyring, session_ttl=60, alone=True)
-    heartbeat, accounts = Heartbeat(store, ttl=60), GatedAccounts(store)
-    async with server._sender(settings, installation, EgressPolicy.of(settings), clock=store.now) as sender:
-        engine = Engine(store, sender, accounts, settings, heartbeat)
-        await heartbeat.start()
-        yield Process(store=store, heartbeat=heartbeat, engine=engine, accounts=accounts)
-        await heartbeat.stop()
-    await store.close()
-    await installation.database.close()
+async def process(home: Home) -> AsyncIterator[Gated]:
+    async with a_process(home, GatedAccounts) as process:
+        yield process
 
 
 @pytest.mark.parametrize("was_taken_in", [False, True])
 async def test_what_was_leased_under_it_is_not_sent_under_the_next(
-    process: Process, receiver: Receiver, was_taken_in: bool
+    process: Gated, receiver: Receiver, was_taken_in: bool
 ) -> None:
     """Whether it was still on its way from its commit, or just about to be sent."""
-    lost = await process.leased(receiver)
+    lost = await leased_by(process, receiver)
     if was_taken_in:
         process.engine.hand_off([lost])
         # It has its turn, and waits for its account.
         await asyncio.sleep(0)
-    await process.lose_session()
+    await lose_session(process)
     if not was_taken_in:
         process.engine.hand_off([lost])
     process.accounts.gate.set()
     with Receiver() as other:
-        process.engine.hand_off([await process.leased(other)])
+        process.engine.hand_off([await leased_by(process, other)])
         await asyncio.to_thread(other.wait_for, 1)
         await process.engine.settled()
     assert receiver.received == []
