@@ -76,7 +76,7 @@ def _due_arms(lanes: int) -> Statement:
         for n in range(lanes)
     ]
     names = [name for n in range(lanes) for name in (f"lane{n}", f"limit{n}")]
-    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], "now", *names)
+    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], "now", *names, packed=True)
 
 
 # --- when something is due --------------------------------------------------------------------------------
@@ -107,4 +107,5 @@ def _first_due_arms(lanes: int) -> Statement:
         sa.select(sa.bindparam(f"lane{n}", type_=sa.String), _first_due_of(sa.bindparam(f"lane{n}")))
         for n in range(lanes)
     ]
-    return Statement(sa.union_all(*arms) if len(arms) > 1 else arms[0], *(f"lane{n}" for n in range(lanes)))
+    asked = sa.union_all(*arms) if len(arms) > 1 else arms[0]
+    return Statement(asked, *(f"lane{n}" for n in range(lanes)), packed=True)

@@ -6,7 +6,7 @@ No query here costs more when a lane has more waiting in it. docs/states.md draw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ _KINDS = {kind.value: kind for kind in DeliveryKind}
 _decode = msgspec.json.decode
 _decode_headers = msgspec.json.Decoder(tuple[tuple[str, str], ...]).decode
 
+#: bytes of a body that SQLite packs with the rest of a row
+SHORT = 4096
 #: how long a delivery waits whose endpoint cannot be opened: somebody has to bring the key, milliseconds
 UNREADABLE_DELAY_MS = 300_000
 
@@ -64,17 +66,20 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
     if not request.lanes:
         return LeasedBatch(deliveries=[], next_due={})
     dialect = tx.connection.dialect
-    found, callback_rows, message_rows = await tx.run(
+    found, callback_rows, message_rows, long = await tx.run(
         lanewise.due(dialect, request.lanes, tx.now),
         (_CALLBACKS, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id is None])),
         (_MESSAGES, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id])),
+        (_LONG, lambda answers: _asked([id_ for rows in answers[1:] for id_, content, *_ in rows if content is None])),
     )
     leased: list[LeasedDelivery] = []
     closed: dict[str, float] = {}
     if found:
-        leased += await _callbacks(tx, [_DueCallback._make(row) for row in callback_rows], request.keyring)
+        contents: dict[str, bytes] = dict(long)
+        callbacks = [_DueCallback._make(_whole(row, contents)) for row in callback_rows]
+        leased += await _callbacks(tx, callbacks, request.keyring)
         # In the order in which they became due; the database has its own.
-        by_id = {row.id: row for row in map(_DueMessage._make, message_rows)}
+        by_id = {row[0]: _DueMessage._make(_whole(row, contents)) for row in message_rows}
         messages = [by_id[id_] for id_, _ in found if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
     next_due: dict[str, float | None] = {}
@@ -88,6 +93,12 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:
     return [(ids,)] if ids else []
+
+
+def _whole(row: Row, contents: Mapping[str, bytes]) -> Row:
+    """A row with its content, which may have come by itself."""
+    id_, content, *others = row
+    return row if content is not None else (id_, contents[id_], *others)
 
 
 _LEASE = Statement(
@@ -108,6 +119,7 @@ class _DueMessage(NamedTuple):
     """A delivery to a subscription that is due, with what it takes to send it and to settle it."""
 
     id: str
+    content: bytes
     account: str
     source_id: str
     subscription_id: str
@@ -125,7 +137,6 @@ class _DueMessage(NamedTuple):
     other_secret: bool
     type: str
     traceparent: str | None
-    content: bytes
     content_type: str
     headers: str | None
 
@@ -145,6 +156,7 @@ class _DueCallback(NamedTuple):
     """A delivery to a callback that is due, with what it takes to send it and to settle it."""
 
     id: str
+    content: bytes
     account: str
     source_id: str
     kind: str
@@ -157,7 +169,6 @@ class _DueCallback(NamedTuple):
     other_secret: bool
     type: str
     traceparent: str | None
-    content: bytes
     content_type: str
     headers: str | None
     callback_url: bytes | None
@@ -215,21 +226,33 @@ def _lease(row: _DueCallback | _DueMessage, session: str, **own: Any) -> Leased:
 def _due_rows(source: sa.Table, fields: Sequence[str]) -> Statement:
     """What it takes to send deliveries that tell of a row of this table."""
 
-    def column(name: str) -> sa.ColumnElement[Any]:
-        return as_read(next(table.c[name] for table in (deliveries, source, bodies) if name in table.c))
+    def column(name: str, dialect: str) -> sa.ColumnElement[Any]:
+        found = next(table.c[name] for table in (deliveries, source, bodies) if name in table.c)
+        if found is bodies.c.content and dialect == "sqlite":
+            return sa.case((sa.func.length(found) <= sa.literal_column(str(SHORT)), found)).label(name)
+        return as_read(found)
 
-    return Statement(
-        sa.select(*map(column, fields))
-        .select_from(
-            deliveries.join(source, source.c.id == deliveries.c.source_id).join(
-                bodies, bodies.c.id == deliveries.c.body_id
+    def select(dialect: str) -> sa.Select[Any]:
+        return (
+            sa.select(*(column(name, dialect) for name in fields))
+            .select_from(
+                deliveries.join(source, source.c.id == deliveries.c.source_id).join(
+                    bodies, bodies.c.id == deliveries.c.body_id
+                )
             )
+            .where(among(deliveries.c.id, "ids"))
         )
-        .where(among(deliveries.c.id, "ids")),
-        "ids",
-    )
+
+    return Statement(select, "ids", packed=True)
 
 
+#: contents that did not come with the rest, since they are long
+_LONG = Statement(
+    sa.select(deliveries.c.id, bodies.c.content)
+    .select_from(deliveries.join(bodies, bodies.c.id == deliveries.c.body_id))
+    .where(among(deliveries.c.id, "ids")),
+    "ids",
+)
 _CALLBACKS = _due_rows(tasks, _DueCallback._fields)
 _MESSAGES = _due_rows(events, _DueMessage._fields)
 

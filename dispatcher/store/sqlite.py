@@ -4,12 +4,16 @@ A visit costs more than most of our statements: the event loop wakes the thread,
 cursor is made, executes, hands over all its rows and is closed in one go; what begins a transaction goes along with
 its first statement; statements that need nothing of each other share a visit; and those whose rows nobody waits for
 go along with what follows, at last with COMMIT.
+
+Within a visit, the thread gives the interpreter back for each row that it reads, and then waits until the event loop
+lets go of it again: that is what a row costs most, and why the rows of the hot path come packed into one.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import aiosqlite
@@ -18,11 +22,36 @@ import aiosqlite
 Parts = Sequence[tuple[str, Sequence[Any]]]
 #: what follows from the rows of the steps before it; called in the connection's thread
 Following = Callable[[list[list[Any]]], Parts]
+#: makes rows of those in which they are packed; called in the connection's thread
+Unpack = Callable[[list[Any]], list[Any]]
 #: is told how many rows a statement changed or found, and which it found; called in the connection's thread
 Check = Callable[[int, list[Any]], None]
 
 #: statements that stay prepared: one with many rows takes as long to prepare as to execute
 PREPARED = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Statements that are executed one after the other, and answered together."""
+
+    parts: Parts | Following
+    #: None where rows come as they are
+    unpack: Unpack | None = None
+
+    def execute(self, cursor: sqlite3.Cursor, answers: list[list[Any]]) -> tuple[int, list[Any]]:
+        """Execute it after those that were answered so. How many rows it changed or found, and which it found."""
+        changed, rows = 0, list[Any]()
+        for sql, values in self.parts(answers) if callable(self.parts) else self.parts:
+            cursor.execute(sql, values)
+            if cursor.description:
+                # Only by its rows does one with RETURNING tell how many it changed.
+                rows += cursor.fetchall()
+            else:
+                changed += cursor.rowcount
+        if self.unpack is not None:
+            rows = self.unpack(rows)
+        return changed + len(rows), rows
 
 
 class Connection(aiosqlite.Connection):
@@ -38,7 +67,7 @@ class Connection(aiosqlite.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         #: what goes along with whatever is executed next: what begins the transaction, and what was left for later
-        self._before: list[tuple[Parts, Check | None]] = []
+        self._before: list[tuple[Step, Check | None]] = []
 
     def cursor(self) -> Cursor:  # type: ignore[override]  # a context manager as its parent's, of another class
         """A cursor for one statement at a time; nothing is done yet."""
@@ -48,29 +77,29 @@ class Connection(aiosqlite.Connection):
         """Begin a transaction with the next statement, by this one; where one has begun, it goes on."""
         if not self._has_begun:
             self._has_begun, self.reached_commit = True, False
-            self._before = [([(statement, ())], None)]
+            self._before = [(Step([(statement, ())]), None)]
 
     async def in_one_visit(self, method: str, *arguments: Any) -> _Done:
         """Call a method of a new cursor in the connection's thread, and take all that came of it."""
         done: _Done = await self._visit(self._do, method, arguments)
         return done
 
-    async def run(self, steps: Sequence[Parts | Following]) -> list[list[Any]]:
-        """Execute statements in this order, all in one visit. Answers the rows of each step.
+    async def run(self, steps: Sequence[Step]) -> list[list[Any]]:
+        """Execute steps in this order, all in one visit. Answers the rows of each.
 
         Where one fails, none that follows is executed.
         """
         rows: list[list[Any]] = await self._visit(self._do_all, steps)
         return rows
 
-    def leave(self, steps: Sequence[Parts], check: Check | None = None) -> None:
-        """Execute statements with what is executed next, before it: with COMMIT, if nothing else is.
+    def leave(self, steps: Sequence[Step], check: Check | None = None) -> None:
+        """Execute steps with what is executed next, before it: with COMMIT, if nothing else is.
 
         `check` is told how many rows the last one changed or found, and which it found; what it raises stops what
         follows.
         """
-        self._before += [(parts, None) for parts in steps[:-1]]
-        self._before += [(parts, check) for parts in steps[-1:]]
+        self._before += [(step, None) for step in steps[:-1]]
+        self._before += [(step, check) for step in steps[-1:]]
 
     async def commit(self) -> None:
         """Commit the transaction, if anything was done in it or is left."""
@@ -101,7 +130,7 @@ class Connection(aiosqlite.Connection):
                 self._before = before
             raise
 
-    def _do(self, before: Sequence[tuple[Parts, Check | None]], method: str, arguments: Sequence[Any]) -> _Done:
+    def _do(self, before: Sequence[tuple[Step, Check | None]], method: str, arguments: Sequence[Any]) -> _Done:
         cursor = self._conn.cursor()
         try:
             _execute(cursor, before)
@@ -110,37 +139,28 @@ class Connection(aiosqlite.Connection):
         finally:
             cursor.close()
 
-    def _do_all(
-        self, before: Sequence[tuple[Parts, Check | None]], steps: Sequence[Parts | Following]
-    ) -> list[list[Any]]:
+    def _do_all(self, before: Sequence[tuple[Step, Check | None]], steps: Sequence[Step]) -> list[list[Any]]:
         cursor = self._conn.cursor()
         answers: list[list[Any]] = []
         try:
             _execute(cursor, before)
             for step in steps:
-                parts = step(answers) if callable(step) else step
-                answers.append([row for sql, values in parts for row in cursor.execute(sql, values)])
+                answers.append(step.execute(cursor, answers)[1])
         finally:
             cursor.close()
         return answers
 
-    def _commit(self, before: Sequence[tuple[Parts, Check | None]]) -> None:
+    def _commit(self, before: Sequence[tuple[Step, Check | None]]) -> None:
         self._do_all(before, ())
         self.reached_commit = True
         self._conn.commit()
 
 
-def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Parts, Check | None]]) -> None:
-    for parts, check in steps:
-        count, found = 0, list[Any]()
-        for sql, values in parts:
-            cursor.execute(sql, values)
-            if check is not None:
-                rows = cursor.fetchall()
-                count += len(rows) if cursor.description else cursor.rowcount
-                found += rows
+def _execute(cursor: sqlite3.Cursor, steps: Sequence[tuple[Step, Check | None]]) -> None:
+    for step, check in steps:
+        count, rows = step.execute(cursor, [])
         if check is not None:
-            check(count, found)
+            check(count, rows)
 
 
 class _Done:

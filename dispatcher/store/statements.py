@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from dispatcher.store import sqlite
 from dispatcher.store.sqlite import Check
 
 #: what a statement is executed with once: values in the order of its names
@@ -28,6 +29,7 @@ Step = tuple["Statement", "Sequence[Row] | Following"]
 Following = Callable[[list[list[Any]]], Sequence[Row]]
 
 _encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(list[list[Any]]).decode
 
 #: rows that one INSERT takes at most on SQLite: its length is a power of two, so that there are few to prepare
 MAX_ROWS = 64
@@ -93,11 +95,17 @@ class Statement:
 
     `names` are its parameters, in the order of a row's values; of an INSERT they are the columns. Where the kinds of
     database do not share their words, `core` is a function that makes the statement for the dialect of a name.
+
+    Of a SELECT that is `packed` all rows come at once from SQLite, which else hands them over one by one. It has
+    neither long values, which would be held several times over, nor numbers with a fraction, which would be rounded.
     """
 
-    def __init__(self, core: sa.ClauseElement | Callable[[str], sa.ClauseElement], *names: str) -> None:
+    def __init__(
+        self, core: sa.ClauseElement | Callable[[str], sa.ClauseElement], *names: str, packed: bool = False
+    ) -> None:
         self._core = core
         self._names = names
+        self._packed = packed
         self._prepared: dict[str, Prepared] = {}
 
     def prepared(self, dialect: sa.Dialect) -> Prepared:
@@ -105,14 +113,20 @@ class Statement:
         found = self._prepared.get(dialect.name)
         if found is None:
             core = self._core if isinstance(self._core, sa.ClauseElement) else self._core(dialect.name)
-            found = self._prepared[dialect.name] = Prepared(core, self._names, dialect)
+            unpack = None
+            if self._packed and dialect.name == "sqlite":
+                core, unpack = _packed(core)
+            found = self._prepared[dialect.name] = Prepared(core, self._names, dialect, unpack)
         return found
 
 
 class Prepared:
     """A statement in the words of one kind of database."""
 
-    def __init__(self, core: sa.ClauseElement, names: Sequence[str], dialect: sa.Dialect) -> None:
+    def __init__(
+        self, core: sa.ClauseElement, names: Sequence[str], dialect: sa.Dialect, unpack: sqlite.Unpack | None = None
+    ) -> None:
+        self.unpack = unpack
         compiled = core.compile(dialect=dialect, column_keys=names if isinstance(core, sa.Insert) else None)
         if not isinstance(compiled, SQLCompiler):
             raise TypeError("not a statement that takes parameters")
@@ -169,6 +183,29 @@ class Prepared:
         return words
 
 
+def _packed(core: sa.ClauseElement) -> tuple[sa.ClauseElement, sqlite.Unpack]:
+    """A SELECT whose only row has all rows of another as JSON, and what makes them of it."""
+    if not isinstance(core, sa.SelectBase):
+        raise TypeError("only what is selected can be packed")
+    columns = core.subquery("found").c
+    # JSON has no bytes.
+    binary = [n for n, column in enumerate(columns) if isinstance(column.type, sa.LargeBinary)]
+    values = [
+        sa.case((column.is_not(None), sa.func.hex(column))) if n in binary else column
+        for n, column in enumerate(columns)
+    ]
+
+    def unpack(packed: list[Any]) -> list[Any]:
+        rows = [row for (text,) in packed for row in _decode(text)]
+        for row in rows if binary else ():
+            for n in binary:
+                if row[n] is not None:
+                    row[n] = bytes.fromhex(row[n])
+        return [tuple(row) for row in rows]
+
+    return sa.select(sa.func.json_group_array(sa.func.json_array(*values))), unpack
+
+
 def _constant(compiled: SQLCompiler, name: str, dialect: sa.Dialect) -> Any:
     bind = compiled.binds[name]
     process = bind.type.dialect_impl(dialect).bind_processor(dialect)
@@ -188,7 +225,7 @@ def _getter(order: Sequence[int]) -> Callable[[Row], Row]:
 async def run(connection: AsyncConnection, *steps: Step) -> list[list[Any]]:
     """Execute statements in this order, on SQLite in one visit to its thread. Answers the rows of each, as tuples."""
     if connection.dialect.name == "sqlite":
-        answers: list[list[Any]] = await driver_of(connection).run(_parts(connection, steps))
+        answers: list[list[Any]] = await driver_of(connection).run(_for_sqlite(connection, steps))
         return answers
     found: list[list[Any]] = []
     for statement, rows in steps:
@@ -204,7 +241,7 @@ async def leave(connection: AsyncConnection, *steps: Step, check: Check | None =
     `check` is told how many rows the last one changed or found, and which it found; what it raises stops what follows.
     """
     if connection.dialect.name == "sqlite":
-        driver_of(connection).leave(_parts(connection, steps), check)
+        driver_of(connection).leave(_for_sqlite(connection, steps), check)
         return
     if check is None:
         await run(connection, *steps)
@@ -219,14 +256,14 @@ def driver_of(connection: AsyncConnection) -> Any:
     return connection.sync_connection.connection.driver_connection  # type: ignore[union-attr]  # it is open
 
 
-def _parts(connection: AsyncConnection, steps: Iterable[Step]) -> list[Any]:
-    return [_part(statement.prepared(connection.dialect), rows) for statement, rows in steps]
+def _for_sqlite(connection: AsyncConnection, steps: Iterable[Step]) -> list[sqlite.Step]:
+    return [_one_for_sqlite(statement.prepared(connection.dialect), rows) for statement, rows in steps]
 
 
-def _part(statement: Prepared, rows: Sequence[Row] | Following) -> Any:
+def _one_for_sqlite(statement: Prepared, rows: Sequence[Row] | Following) -> sqlite.Step:
     if callable(rows):
-        return lambda answers: list(statement.executions(rows(answers)))
-    return list(statement.executions(rows))
+        return sqlite.Step(lambda answers: list(statement.executions(rows(answers))), statement.unpack)
+    return sqlite.Step(list(statement.executions(rows)), statement.unpack)
 
 
 async def _execute(connection: AsyncConnection, statement: Prepared, rows: list[tuple[Any, ...]]) -> list[Any]:

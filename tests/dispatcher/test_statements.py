@@ -111,13 +111,39 @@ async def test_a_row_is_written_as_sqlalchemy_writes_it(database: Database, valu
     assert found[0] == found[1]
 
 
-async def test_a_row_is_read_as_it_was_written(database: Database) -> None:
-    read = Statement(sa.select(things).where(among(things.c.id, "ids")).order_by(things.c.id), "ids")
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_row_is_read_as_it_was_written(database: Database, *, packed: bool) -> None:
+    by_id = sa.select(things).where(among(things.c.id, "ids")).order_by(things.c.id)
+    read = Statement(by_id, "ids", packed=packed)
     rows = [as_row(values | {"id": str(n)}) for n, values in enumerate(ROWS)]
     async with database.write() as connection:
         _, [*found], nothing = await run(connection, (INSERT, rows), (read, [(["3", "0", "1", "2"],)]), (read, [([],)]))
     assert found == rows
     assert nothing == []
+
+
+async def test_of_bytes_and_text_nothing_is_lost_when_they_are_packed(database: Database) -> None:
+    every = [(f"{n:02x}", bytes([n]) * n, f"<{chr(n)}>" + chr(0x10FFFF - n) * n) for n in range(256)]
+    read = Statement(sa.select(things.c.id, things.c.content, things.c.text), packed=True)
+    written = Statement(sa.insert(things), "id", "content", "text")
+    async with database.write() as connection:
+        _, found = await run(connection, (written, every), (read, [()]))
+    assert sorted(found) == every
+
+
+async def test_packed_rows_are_one_to_sqlite(database: Database) -> None:
+    """For each row the interpreter is let go and waited for again: beside a busy event loop that costs most."""
+    statement = Statement(sa.select(things.c.id), packed=True)
+    async with database.write() as connection:
+        await run(connection, (IDS, [(str(n),) for n in range(100)]))
+        packed = await connection.exec_driver_sql(statement.prepared(connection.dialect).sql)
+        assert len(packed.all()) == 1
+
+
+async def test_only_what_is_selected_can_be_packed(database: Database) -> None:
+    async with database.read() as connection:
+        with pytest.raises(TypeError):
+            Statement(sa.delete(things), packed=True).prepared(connection.dialect)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, MAX_ROWS - 1, MAX_ROWS, MAX_ROWS + 1, 3 * MAX_ROWS + 7])
@@ -152,6 +178,10 @@ async def test_names_and_what_a_statement_says_itself_come_in_any_order(database
     assert rows == [("a", "held", 3, 0.5, "said"), ("b", "held", 9, 0.7, "said"), ("c", "new", 3, None, None)]
 
 
+COUNT = Statement(sa.select(sa.func.count()).select_from(things))
+IDS = Statement(sa.insert(things), "id")
+
+
 @pytest.fixture
 def visits(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The visits to the thread of a connection."""
@@ -164,10 +194,6 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(sqlite.Connection, "_visit", counted)
     return seen
-
-
-COUNT = Statement(sa.select(sa.func.count()).select_from(things))
-IDS = Statement(sa.insert(things), "id")
 
 
 async def test_steps_are_executed_in_order_in_one_visit(database: Database, visits: list[object]) -> None:
@@ -244,7 +270,8 @@ async def test_what_is_left_fails_before_commit(database: Database) -> None:
         assert await ids(database) == ["a", "twice"]
 
 
-async def test_who_checks_the_rows_stops_what_follows(database: Database) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+async def test_who_checks_the_rows_stops_what_follows(database: Database, *, packed: bool) -> None:
     seen: list[tuple[int, list[Any]]] = []
 
     def check(count: int, rows: list[Any]) -> None:
@@ -253,7 +280,7 @@ async def test_who_checks_the_rows_stops_what_follows(database: Database) -> Non
             raise LookupError
 
     rename = Statement(sa.update(things).values(text=sa.bindparam("to")), "to")
-    found = Statement(sa.select(things.c.id))
+    found = Statement(sa.select(things.c.id), packed=packed)
 
     async def write(id_: str, statement: Statement, rows: list[tuple[Any, ...]]) -> None:
         async with database.write() as connection:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from msgspec import structs
 
 from dispatcher.bodies import Body
 from dispatcher.errors import LeaseLost, Problem
@@ -18,6 +19,7 @@ from dispatcher.retry import POISON_AFTER
 from dispatcher.store import Store, queries
 from dispatcher.store.accounts import Account, change_account
 from dispatcher.store.deliveries import Release
+from dispatcher.store.leasing import SHORT
 from dispatcher.store.records import (
     Callback,
     IdempotencyKey,
@@ -31,7 +33,22 @@ from dispatcher.store.redelivering import Redelivered
 from dispatcher.store.tables import attempts, deliveries, tasks
 from dispatcher.store.work import TaskRelease
 from subscriptions.secrets import Secret
-from tests.support.stores import ACCOUNT, LANE, URL, Home, accept, heard, lease, new_task, open_store, settle
+from tests.support.stores import (
+    ACCOUNT,
+    LANE,
+    URL,
+    Home,
+    accept,
+    heard,
+    lease,
+    lease_for,
+    new_event,
+    new_task,
+    open_store,
+    publish,
+    settle,
+    subscribe,
+)
 
 HOUR_MS = 3_600_000
 
@@ -113,6 +130,20 @@ async def test_lanes_are_leased_side_by_side_up_to_their_limits(store: Store) ->
     by_lane = {claim.lane: sum(leased.lane == claim.lane for leased in batch.deliveries) for claim in claims}
     assert list(by_lane.values()) == [2, 5, 5]
     assert [batch.next_due[claim.lane] is None for claim in claims] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["callbacks", "messages"])
+async def test_a_long_body_is_leased_whole_beside_short_ones(store: Store, kind: str) -> None:
+    sizes = (2, SHORT - 1, SHORT, SHORT + 1, 200_000, 3)
+    written = [b"[" + b"7" * (size - 2) + b"]" for size in sizes]
+    if kind == "callbacks":
+        await accept(store, *(structs.replace(new_task(), body=Body(body, "application/json")) for body in written))
+        leased = await lease(store)
+    else:
+        subscription = await subscribe(store)
+        await publish(store, *(new_event(payload=body) for body in written))
+        leased = await lease_for(store, subscription)
+    assert sorted(one.body.body for one in leased) == sorted(written)
 
 
 async def test_due_lanes_pass_over_lanes_that_wait_for_results(store: Store) -> None:
