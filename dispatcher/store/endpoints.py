@@ -85,7 +85,7 @@ _QUERY = (
     .where(among(subscriptions.c.id, "ids"))
     .order_by(subscriptions.c.id)
 )
-_SEEN, _LOCKED = Statement(_QUERY, "ids"), Statement(_QUERY.with_for_update(), "ids")
+_SEEN, _LOCKED = Statement(_QUERY, "ids", packed=True), Statement(_QUERY.with_for_update(), "ids", packed=True)
 
 
 async def standing(connection: AsyncConnection, ids: Iterable[str], *, lock: bool = False) -> dict[str, Standing]:

@@ -73,5 +73,5 @@ class Looks:
 
 
 _VERSIONS = Statement(
-    sa.select(subscriptions.c.id, subscriptions.c.version).where(among(subscriptions.c.id, "ids")), "ids"
+    sa.select(subscriptions.c.id, subscriptions.c.version).where(among(subscriptions.c.id, "ids")), "ids", packed=True
 )

@@ -96,8 +96,8 @@ class Statement:
     `names` are its parameters, in the order of a row's values; of an INSERT they are the columns. Where the kinds of
     database do not share their words, `core` is a function that makes the statement for the dialect of a name.
 
-    Of a SELECT that is `packed` all rows come at once from SQLite, which else hands them over one by one. It has
-    neither long values, which would be held several times over, nor numbers with a fraction, which would be rounded.
+    Of a SELECT that is `packed` all rows come at once from SQLite, which else hands them over one by one. It has no
+    long values, which would be held several times over; numbers with a fraction are rounded to 15 digits.
     """
 
     def __init__(
