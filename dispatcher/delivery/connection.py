@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._opened_at = self._loop.time()
         #: where it leads and by whom sessions are kept, if it speaks TLS
         self._tls: tuple[ClientContext, str] | None = None
+        self._has_kept_session = False
 
     # what the event loop calls
 
@@ -178,8 +179,9 @@ class Connection(asyncio.Protocol):
             self._answer.release()
 
     def keep_session(self) -> None:
-        """Let the next connection to this host begin with what this one agreed on."""
-        if self._tls is not None and self._transport is not None:
+        """Let the next connection to this host begin with what this one agreed on, as far as that is known by now."""
+        if self._tls is not None and self._transport is not None and not self._has_kept_session:
+            self._has_kept_session = True
             context, host = self._tls
             context.keep(host, self._transport.get_extra_info("ssl_object"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import ssl
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,11 @@ from dispatcher.errors import ConfigError
 
 #: sessions that are kept, the ones used last
 MAX_SESSIONS = 4_096
+#: whether Python loses the memory of a copy, 5 KiB and more, each time that a session is asked for: 3.11 always will
+#: (github.com/python/cpython/issues/116810)
+LOSES = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+#: sessions that are asked for in the life of a process where it does
+MOST_LOST = 500
 
 
 class ClientContext(ssl.SSLContext):
@@ -21,6 +28,8 @@ class ClientContext(ssl.SSLContext):
     """
 
     _sessions: OrderedDict[str, ssl.SSLSession]
+    #: how many more may be asked for
+    _left: float
 
     def wrap_bio(
         self,
@@ -36,8 +45,17 @@ class ClientContext(ssl.SSLContext):
         return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
     def keep(self, host: str, connection: Any) -> None:
-        """Remember a connection's session, for the next one to that host. TLS 1.3 sends it after the handshake."""
-        session = getattr(connection, "session", None)
+        """Remember a connection's session, for the next one to that host. TLS 1.3 sends it after the handshake.
+
+        Once is enough: what a server has just resumed, it resumes again, or begins anew.
+        """
+        if connection.session_reused and host in self._sessions:
+            self._sessions.move_to_end(host)
+            return
+        if self._left <= 0:
+            return
+        self._left -= 1
+        session = connection.session
         if session is None or not session.has_ticket:
             return
         self._sessions[host] = session
@@ -58,6 +76,7 @@ def client_context(*, certificate: Path | None = None) -> ClientContext:
     """
     context = ClientContext(ssl.PROTOCOL_TLS_CLIENT)
     context._sessions = OrderedDict()
+    context._left = MOST_LOST if LOSES else math.inf
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_default_certs()
     if certificate is not None:

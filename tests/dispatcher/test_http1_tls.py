@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,8 +43,8 @@ class Seen:
 
 
 @asynccontextmanager
-async def secured(context: ssl.SSLContext, *, port: int = 0) -> AsyncIterator[Seen]:
-    """A server that answers one request on each connection and then closes it."""
+async def secured(context: ssl.SSLContext, *, port: int = 0, requests: int = 1) -> AsyncIterator[Seen]:
+    """A server that answers one request on each connection, or so many, and then closes it."""
     seen = Seen()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,8 +54,9 @@ async def secured(context: ssl.SSLContext, *, port: int = 0) -> AsyncIterator[Se
         der = connection.getpeercert(binary_form=True)
         seen.shown.append(None if der is None else _name(der))
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await reader.readuntil(b"{}")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            for _ in range(requests):
+                await reader.readuntil(b"{}")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
             await reader.read()
         writer.close()
 
@@ -80,7 +82,7 @@ def server_context(authority: trustme.CA, *names: str, version: ssl.TLSVersion |
 
 
 class Client:
-    """A transport that keeps no connection: each request makes one."""
+    """A transport whose requests all say the same."""
 
     def __init__(self, transport: Http1Transport) -> None:
         self._transport = transport
@@ -92,13 +94,14 @@ class Client:
 
 
 @asynccontextmanager
-async def client(*authorities: trustme.CA, certificate: Path | None = None) -> AsyncIterator[Client]:
+async def client(*authorities: trustme.CA, certificate: Path | None = None, max_idle: int = 0) -> AsyncIterator[Client]:
+    """Where it keeps no connection, each request makes one."""
     context = client_context(certificate=certificate)
     for authority in authorities:
         authority.configure_trust(context)
     with NameServerThread({"a.test": ["127.0.0.1"], "b.test": ["127.0.0.1"]}) as names:
         resolver = Resolver(nameservers=[names.address])
-        transport = Http1Transport(resolver=resolver, policy=EgressPolicy.dev(), context=context, max_idle=0)
+        transport = Http1Transport(resolver=resolver, policy=EgressPolicy.dev(), context=context, max_idle=max_idle)
         try:
             yield Client(transport)
         finally:
@@ -174,6 +177,35 @@ async def test_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("a.test", "a.test", "b.test", "b.test", "a.test"):
             await http.post(f"https://{name}:{seen.port}/")
     assert seen.resumed == [False, True, False, True, False]
+
+
+async def test_where_python_loses_their_memory_few_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known by then stays in use."""
+    monkeypatch.setattr(tls, "LOSES", True)
+    monkeypatch.setattr(tls, "MOST_LOST", 1)
+    async with secured(server_context(OURS, "a.test", "b.test")) as seen, client(OURS) as http:
+        for name in ("a.test", "a.test", "b.test", "b.test", "a.test"):
+            assert (await http.post(f"https://{name}:{seen.port}/")).status == 200
+    assert seen.resumed == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+async def test_requests_over_one_connection_leave_nothing_in_memory(version: ssl.TLSVersion) -> None:
+    count, context = 2_000, server_context(OURS, "a.test", version=version)
+    async with secured(context, requests=count + 100) as seen, client(OURS, max_idle=1) as http:
+        for _ in range(100):
+            await http.post(f"https://a.test:{seen.port}/")
+        before = resident()
+        for _ in range(count):
+            await http.post(f"https://a.test:{seen.port}/")
+        grown = resident() - before
+    assert seen.resumed == [False]
+    assert grown < count * 1024
+
+
+def resident() -> int:
+    """The memory of this process, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # the certificate that we show
