@@ -1,12 +1,13 @@
-"""The full load for a long time, to see whether memory grows with it."""
+"""The full load for a long time, over TLS as most of it is elsewhere, to see whether memory grows with it."""
 
 from __future__ import annotations
 
 from statistics import median
 
+from scripts.benchmark.certificates import make_certificate
 from scripts.benchmark.counting import deliver_all, throughput, used_since
 from scripts.benchmark.figures import OURS
-from scripts.benchmark.receivers import receiving
+from scripts.benchmark.receivers import receiving, trust
 from scripts.benchmark.scene import Case, Contender, Figures, Scene
 from scripts.benchmark.subject import serving
 
@@ -15,7 +16,11 @@ PARTS = 4
 
 
 def _soak(scene: Scene) -> Figures:
-    with receiving(scene.folder) as receiver, serving(scene.folder) as dispatcher:
+    certificate = make_certificate(scene.folder)
+    with (
+        receiving(scene.folder, certificate=certificate) as receiver,
+        serving(scene.folder, trust(certificate)) as dispatcher,
+    ):
         shape = {"urls": [f"{receiver.origins[0]}/results"], "connections": scene.sizes.connections}
         deliver_all(scene, dispatcher, receiver, dispatcher.job(items=scene.sizes.warm_up, **shape))
         used, deliveries = dispatcher.usage(), 0.0
@@ -42,7 +47,7 @@ def _soak(scene: Scene) -> Figures:
 CASES = (
     Case(
         name="soak",
-        about="single for a long time: the memory of the second quarter of it, and of the last",
+        about="tls for a long time: the memory of the second quarter of it, and of the last",
         contenders=(Contender(name=OURS, run=_soak),),
         compared=(),
         by_default=False,
