@@ -46,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._opened_at = self._loop.time()
         #: where it leads and by whom sessions are kept, if it speaks TLS
         self._tls: tuple[ClientContext, str] | None = None
+        #: to ask for its session costs more than a request
         self._has_kept_session = False
 
     # what the event loop calls

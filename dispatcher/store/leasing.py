@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -70,16 +70,16 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
         lanewise.due(dialect, request.lanes, tx.now),
         (_CALLBACKS, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id is None])),
         (_MESSAGES, lambda answers: _asked([id_ for id_, subscription_id in answers[0] if subscription_id])),
-        (_LONG, lambda answers: _asked([id_ for rows in answers[1:] for id_, content, *_ in rows if content is None])),
+        (_LONG, lambda answers: _asked([row[0] for rows in answers[1:] for row in rows if row[1] is None])),
     )
     leased: list[LeasedDelivery] = []
     closed: dict[str, float] = {}
     if found:
         contents: dict[str, bytes] = dict(long)
-        callbacks = [_DueCallback._make(_whole(row, contents)) for row in callback_rows]
+        callbacks = [_whole(row, contents) for row in map(_DueCallback._make, callback_rows)]
         leased += await _callbacks(tx, callbacks, request.keyring)
         # In the order in which they became due; the database has its own.
-        by_id = {row[0]: _DueMessage._make(_whole(row, contents)) for row in message_rows}
+        by_id = {row.id: _whole(row, contents) for row in map(_DueMessage._make, message_rows)}
         messages = [by_id[id_] for id_, _ in found if id_ in by_id]
         leased += await _messages(tx, messages, request, closed)
     next_due: dict[str, float | None] = {}
@@ -93,12 +93,6 @@ async def _lease_one(tx: Transaction, request: Claims) -> LeasedBatch:
 
 def _asked(ids: Sequence[str]) -> Sequence[Row]:
     return [(ids,)] if ids else []
-
-
-def _whole(row: Row, contents: Mapping[str, bytes]) -> Row:
-    """A row with its content, which may have come by itself."""
-    id_, content, *others = row
-    return row if content is not None else (id_, contents[id_], *others)
 
 
 _LEASE = Statement(
@@ -119,6 +113,7 @@ class _DueMessage(NamedTuple):
     """A delivery to a subscription that is due, with what it takes to send it and to settle it."""
 
     id: str
+    #: a long one comes after the rest, by the id (`_LONG`)
     content: bytes
     account: str
     source_id: str
@@ -156,6 +151,7 @@ class _DueCallback(NamedTuple):
     """A delivery to a callback that is due, with what it takes to send it and to settle it."""
 
     id: str
+    #: a long one comes after the rest, by the id (`_LONG`)
     content: bytes
     account: str
     source_id: str
@@ -202,6 +198,14 @@ class _DueCallback(NamedTuple):
             "schemes": None if self.schemes is None else _decode(self.schemes),
             "window_end": self.window_end,
         }
+
+
+_Due = TypeVar("_Due", _DueMessage, _DueCallback)
+
+
+def _whole(row: _Due, contents: Mapping[str, bytes]) -> _Due:
+    """A row with its content, if that came by itself."""
+    return row._replace(content=contents[row.id]) if row.id in contents else row
 
 
 def _lease(row: _DueCallback | _DueMessage, session: str, **own: Any) -> Leased:

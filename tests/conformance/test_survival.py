@@ -12,6 +12,7 @@ import pytest
 from dispatcher.conformance.faults import FAULTS, Script
 from dispatcher.conformance.wire.exchange import Exchange
 from dispatcher.conformance.wire.server import WireServer
+from tests.support.memory import measured, resident
 from tests.support.server import Server
 
 #: faults that are another one each time
@@ -35,15 +36,9 @@ AT_ONCE = 2
 GROWTH = 16 * 1024 * 1024
 
 
-def resident(process: int) -> int:
-    """Bytes of memory that a process has."""
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * 4096
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("transport", ["http1", "httpx"])
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+@measured
 async def test_each_misbehaviour_is_survived_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], transport: str
 ) -> None:

@@ -25,6 +25,7 @@ from dispatcher.errors import ConfigError, SendError
 from dispatcher.models import Outcome
 from tests.support import listening
 from tests.support.dns import NameServerThread
+from tests.support.memory import measured, resident
 from tests.support.patience import PATIENCE
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -189,23 +190,19 @@ async def test_where_python_loses_their_memory_few_are_asked_for(monkeypatch: py
     assert seen.resumed == [False, True, False, False, True]
 
 
+@measured
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 async def test_requests_over_one_connection_leave_nothing_in_memory(version: ssl.TLSVersion) -> None:
     count, context = 2_000, server_context(OURS, "a.test", version=version)
     async with secured(context, requests=count + 100) as seen, client(OURS, max_idle=1) as http:
         for _ in range(100):
             await http.post(f"https://a.test:{seen.port}/")
-        before = resident()
+        before = resident(os.getpid())
         for _ in range(count):
             await http.post(f"https://a.test:{seen.port}/")
-        grown = resident() - before
+        grown = resident(os.getpid()) - before
     assert seen.resumed == [False]
     assert grown < count * 1024
-
-
-def resident() -> int:
-    """The memory of this process, bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # the certificate that we show
